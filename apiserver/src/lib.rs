@@ -1,0 +1,4 @@
+//! A Kubernetes-compatible API server over a durable store.
+
+pub mod builtin;
+pub mod error;

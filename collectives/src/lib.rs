@@ -1,0 +1,1 @@
+//! Allreduce and its kin over shared memory and TCP

@@ -1,0 +1,1 @@
+//! Gang scheduler, node and devices

@@ -1,0 +1,1 @@
+//! Controllers: the training operator and the cluster's own housekeeping

@@ -1,0 +1,1 @@
+//! Membership of a training job: epochs, ranks, heartbeats

@@ -1,0 +1,1 @@
+//! A seeded world: the real controllers over a simulated node, with faults and invariants
