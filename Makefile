@@ -1,0 +1,53 @@
+# `make help` lists the targets. Everything is built with the one release profile, for tools and tests alike.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
+export LIBTORCH ?= $(CACHE)/libtorch-2.11.0
+export MUSTER_TEST_CACHE ?= $(CACHE)/test
+
+.PHONY: help build test test-rust test-golden test-sdk demo bench lint doc libtorch python data preconditions
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
+
+preconditions:
+	@scripts/preconditions
+
+build: libtorch ## Build muster and muster-worker into target/release
+	cargo build --release --workspace --locked
+
+test: preconditions build python test-rust test-golden test-sdk ## Set up and run every test
+
+test-rust: ## Unit, property, simulation and black-box tests
+	@scripts/strace
+	cargo test --release --workspace --locked
+
+test-golden: ## Replay the recordings of kube-apiserver and of the training operator
+	python3 tests/golden/check.py --muster target/release/muster
+
+test-sdk: ## Run the official kubeflow-training client against muster
+	.venv/bin/python -m pytest -q tests/sdk
+
+demo: build data ## Train Fashion-MNIST from a PyTorchJob and check the result
+	scripts/demo
+
+bench: build ## Run the benchmarks, results under benches/results
+	python3 benches/run.py --muster target/release/muster
+
+lint: ## Formatting and lints, as CI runs them
+	cargo fmt --check
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+
+doc: ## Build the documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
+
+libtorch: ## Put the small libtorch set into the cache folder
+	@scripts/libtorch
+
+python: ## Make .venv with torch and the Kubeflow SDK
+	@scripts/python
+
+data: ## Put the Fashion-MNIST data set into the cache folder
+	@scripts/data
