@@ -2,4 +2,6 @@
 //!
 //! This crate has no tokio and no I/O: the API server, the operator and the launcher share its rules.
 
+pub mod clock;
 pub mod field;
+pub mod random;
