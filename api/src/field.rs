@@ -101,11 +101,17 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Joins several errors as Kubernetes does: one alone as it is, more in brackets.
+/// Joins several errors as Kubernetes does: equal ones once, one alone as it is, more in brackets.
 pub fn aggregate(errors: &[FieldError]) -> String {
-    match errors {
-        [one] => one.to_string(),
-        many => format!("[{}]", many.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+    for text in errors.iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    match &texts[..] {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
     }
 }
 

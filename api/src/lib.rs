@@ -4,4 +4,5 @@
 
 pub mod clock;
 pub mod field;
+pub mod quantity;
 pub mod random;
