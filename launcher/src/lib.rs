@@ -4,4 +4,7 @@
 //! Both hold a `kube::Client` and nothing else of the API server.
 
 pub mod gang;
+
+mod events;
 mod quantity;
+mod watch;

@@ -73,12 +73,19 @@ pub struct Closest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The pod's label names a PodGroup that does not exist.
-    GroupMissing { group: String },
+    GroupMissing {
+        group: String,
+    },
     /// Fewer pods exist than must start together.
-    MembersMissing { have: usize, need: usize },
+    MembersMissing {
+        have: usize,
+        need: usize,
+    },
     NoNodes,
     /// Every node refuses the gang's pods.
-    Refused { refusals: BTreeMap<Refusal, usize> },
+    Refused {
+        refusals: BTreeMap<Refusal, usize>,
+    },
     Insufficient {
         /// Pods that must find a place at once, and how many of them did.
         pods: usize,
@@ -89,7 +96,9 @@ pub enum Reason {
         closest: Closest,
     },
     /// It would fit, but what it would take is held for a gang that has waited long.
-    Reserved { holder: GangId },
+    Reserved {
+        holder: GangId,
+    },
 }
 
 /// What of a reason is worth telling anew: its kind and the resources it names, without the amounts, which change
@@ -166,7 +175,7 @@ impl fmt::Display for Reason {
 }
 
 /// What of `asked` is not covered by `free`.
-pub fn shortfalls(asked: &Resources, free: &Resources, total: &Resources) -> Vec<Shortfall> {
+pub(super) fn shortfalls(asked: &Resources, free: &Resources, total: &Resources) -> Vec<Shortfall> {
     asked
         .iter()
         .filter(|(_, amount)| **amount > 0)

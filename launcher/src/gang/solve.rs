@@ -74,7 +74,8 @@ pub fn solve(problem: &Problem) -> Solution {
                 solution.starts.push(Start { gang: gang.id.clone(), placements });
             }
             Err(reason) => {
-                if reservation.is_none() && matches!(reason, Reason::Insufficient { .. }) {
+                // Pods beyond the minimum of a gang that runs already wait without a claim.
+                if reservation.is_none() && needed(gang) > 0 && matches!(reason, Reason::Insufficient { .. }) {
                     let begins = gang.waiting_since.saturating_add(problem.reserve_after).unwrap_or(Timestamp::MAX);
                     if begins <= problem.now {
                         reservation = Reservation::for_gang(gang, begins, &problem.nodes, &free);
@@ -109,7 +110,7 @@ impl Reservation {
             }
             capacity.push(left);
         }
-        let needed: Vec<usize> = (0..needed(gang).max(1)).collect();
+        let needed: Vec<usize> = (0..needed(gang)).collect();
         let accepts = acceptance(gang, nodes).0;
         let chosen = Search::new(gang, &accepts, &capacity).run(&needed)?;
         for (pod, node) in chosen {
@@ -340,8 +341,7 @@ fn acceptance(gang: &Gang, nodes: &[Node]) -> (Vec<Vec<bool>>, BTreeMap<Refusal,
 
 fn refusal(pod: &PendingPod, node: &Node) -> Option<Refusal> {
     let tolerated = |key: &str, value: &str, effect: &str| {
-        let taint =
-            super::problem::Taint { key: key.to_owned(), value: value.to_owned(), effect: effect.to_owned() };
+        let taint = super::problem::Taint { key: key.to_owned(), value: value.to_owned(), effect: effect.to_owned() };
         pod.tolerations.iter().any(|t| t.tolerates(&taint))
     };
     if !node.ready {
@@ -376,11 +376,8 @@ fn insufficient(
     }
     let usable: Vec<usize> = (0..nodes.len()).filter(|&n| needed.iter().any(|&p| accepts[p][n])).collect();
     let asked = sum(needed.iter().map(|p| gang.pods[*p].requests.as_ref()));
-    let short = shortfalls(
-        &asked,
-        &sum(usable.iter().map(|n| &free[*n])),
-        &sum(usable.iter().map(|n| &nodes[*n].allocatable)),
-    );
+    let short =
+        shortfalls(&asked, &sum(usable.iter().map(|n| &free[*n])), &sum(usable.iter().map(|n| &nodes[*n].allocatable)));
     let closest = (0..nodes.len())
         .filter(|&node| accepts[missed][node])
         .map(|node| (node, shortfalls(&gang.pods[missed].requests, &left[node], &nodes[node].allocatable)))

@@ -149,12 +149,8 @@ fn nodes_refuse_by_readiness_cordon_taint_and_selector() {
     fast.labels.insert("disk".to_owned(), "fast".to_owned());
     taint(&mut fast);
     let mut tolerant = picky;
-    tolerant.pods[0].tolerations = vec![Toleration {
-        key: "dedicated".to_owned(),
-        exists: true,
-        value: String::new(),
-        effect: String::new(),
-    }];
+    tolerant.pods[0].tolerations =
+        vec![Toleration { key: "dedicated".to_owned(), exists: true, value: String::new(), effect: String::new() }];
     let solution = solve(&problem(0, vec![plain, fast], vec![tolerant]));
     assert_eq!(solution.starts[0].placements[0].node, "quick");
 }
@@ -262,7 +258,7 @@ fn any_problem() -> impl Strategy<Value = Problem> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn gangs_start_whole_and_no_node_is_overcommitted(problem in any_problem()) {
