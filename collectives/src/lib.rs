@@ -1,1 +1,38 @@
-//! Allreduce and its kin over shared memory and TCP
+//! Allreduce and its kin over shared memory and TCP.
+//!
+//! A [`Communicator`] holds the ranks of one epoch of a job. Ranks of one host meet in shared memory; hosts are
+//! joined by TCP between one rank of each. Who the ranks are is decided elsewhere: a [`Config`] names them all, and
+//! nothing here looks for peers, elects anybody or repairs a group. When a rank is lost, every call of every other
+//! rank fails soon and says why, and a new communicator is formed at a higher epoch.
+//!
+//! Only std threads: no async runtime, no RPC, no tensor library.
+//!
+//! ```text
+//! communicator   order of operations, and their parts: host, between hosts, host
+//!   transport/shm    ranks of a host: meetings, windows, reduction in place
+//!   transport/tcp    the ring of hosts, carrying out `schedule`
+//!   reduce           the arithmetic
+//! breaker        the end of a communicator, and its cause; `monitor` watches for it
+//! ```
+
+mod breaker;
+mod call;
+mod communicator;
+mod config;
+mod element;
+mod error;
+mod monitor;
+mod pending;
+mod reduce;
+mod schedule;
+mod segment;
+mod transport;
+
+pub use breaker::AbortHandle;
+pub use communicator::Communicator;
+pub use config::{Config, Peer, Secret, Transports};
+pub use element::{BufferError, DType, Data, DataMut, Element};
+pub use error::{Error, LossCause};
+pub use pending::{OwnedBuffer, Pending, RawBuffer};
+pub use reduce::ReduceOp;
+pub use segment::SharedBuffer;

@@ -1,0 +1,181 @@
+//! The one place where a communicator's end is decided: the first cause wins, is told to all other ranks, and wakes
+//! every wait of this one.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, LossCause};
+use crate::monitor::ControlLink;
+use crate::transport::shm::Region;
+
+/// Ends a communicator from any thread: [`AbortHandle::abort`] makes every waiting and every later call fail, on all
+/// ranks. A handle belongs to one [`Config`](crate::Config).
+#[derive(Clone)]
+pub struct AbortHandle(pub(crate) Arc<Breaker>);
+
+impl AbortHandle {
+    // Not `Default`: each handle is a thing of its own.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> AbortHandle {
+        AbortHandle(Arc::new(Breaker {
+            tripped: AtomicBool::new(false),
+            event: std::sync::OnceLock::new(),
+            state: Mutex::new(State::default()),
+            changed: Condvar::new(),
+        }))
+    }
+
+    /// Ends every waiting and every later call with [`Error::Aborted`]. Does nothing if they have ended before.
+    pub fn abort(&self, reason: &str) {
+        let rank = self.0.lock().rank;
+        self.0.trip(Error::Aborted { rank, reason: reason.to_owned() });
+    }
+}
+
+impl std::fmt::Debug for AbortHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AbortHandle({:?})", self.0.error())
+    }
+}
+
+pub(crate) struct Breaker {
+    tripped: AtomicBool,
+    /// Readable once tripped, for waits in `poll`. Made by `connect`, since it can fail.
+    event: std::sync::OnceLock<EventFd>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    rank: usize,
+    error: Option<Error>,
+    departed: BTreeSet<usize>,
+    links: Vec<Arc<ControlLink>>,
+    region: Option<Arc<Region>>,
+}
+
+/// How long a failed connection waits for the control connections to tell the true cause.
+const EXPLANATION: Duration = Duration::from_millis(100);
+
+impl Breaker {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Prepares the breaker for `rank`; fails if it has tripped already.
+    pub(crate) fn arm(&self, rank: usize) -> Result<(), Error> {
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| Error::System { rank, cause: format!("eventfd: {errno}") })?;
+        let mut state = self.lock();
+        if self.event.set(event).is_err() {
+            return Err(Error::Config("the abort handle belongs to another communicator".to_owned()));
+        }
+        state.rank = rank;
+        drop(state);
+        self.check()
+    }
+
+    /// From now on other ranks are told over `links` and through `region`.
+    pub(crate) fn attach(&self, links: Vec<Arc<ControlLink>>, region: Option<Arc<Region>>) -> Result<(), Error> {
+        let mut state = self.lock();
+        state.links = links;
+        state.region = region;
+        match state.error.clone() {
+            None => Ok(()),
+            Some(error) => {
+                self.tell(state, &error);
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn detach(&self) {
+        let mut state = self.lock();
+        state.links.clear();
+        state.region = None;
+    }
+
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.tripped.load(Ordering::Acquire) { Err(self.error().unwrap_or_else(unknown)) } else { Ok(()) }
+    }
+
+    pub(crate) fn error(&self) -> Option<Error> {
+        self.lock().error.clone()
+    }
+
+    /// Ends the communicator with `error`, or with the cause that came first; gives the one that counts.
+    pub(crate) fn trip(&self, error: Error) -> Error {
+        let mut state = self.lock();
+        if let Some(first) = &state.error {
+            return first.clone();
+        }
+        state.error = Some(error.clone());
+        self.tripped.store(true, Ordering::Release);
+        if let Some(event) = self.event.get() {
+            // An eventfd's counter cannot overflow by one write.
+            let _ = event.write(1);
+        }
+        self.changed.notify_all();
+        self.tell(state, &error);
+        error
+    }
+
+    fn tell(&self, state: MutexGuard<'_, State>, error: &Error) {
+        let (links, region) = (state.links.clone(), state.region.clone());
+        drop(state);
+        let bytes = error.encode();
+        if let Some(region) = region {
+            region.post_abort(&bytes);
+        }
+        for link in links {
+            link.send_abort(&bytes);
+        }
+    }
+
+    /// `rank` has closed its communicator in an orderly way.
+    pub(crate) fn depart(&self, rank: usize) {
+        self.lock().departed.insert(rank);
+        self.changed.notify_all();
+    }
+
+    /// A connection of `rank` closed under an operation. If the rank has died or aborted, its control connection
+    /// says so within a moment, and names the cause better than a closed connection can.
+    pub(crate) fn lost(&self, rank: usize) -> Error {
+        let deadline = Instant::now() + EXPLANATION;
+        let mut state = self.lock();
+        loop {
+            if let Some(error) = &state.error {
+                return error.clone();
+            }
+            let departed = state.departed.contains(&rank);
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if departed || remaining.is_zero() {
+                drop(state);
+                return self.trip(match departed {
+                    true => Error::PeerLeft { rank },
+                    false => Error::PeerLost { rank, cause: LossCause::ConnectionClosed },
+                });
+            }
+            state = match self.changed.wait_timeout(state, remaining) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// Readable once tripped.
+    pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.event.get().map(|event| event.as_fd())
+    }
+}
+
+fn unknown() -> Error {
+    Error::Aborted { rank: 0, reason: "unknown".to_owned() }
+}

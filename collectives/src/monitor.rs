@@ -1,0 +1,156 @@
+//! Control connections and the thread that watches them: the death, abort or good-bye of a neighbour is noticed at
+//! once, also while no operation runs, and handed on.
+//!
+//! Members of a host hold one to their host's leader, leaders one to each neighbour in the ring of hosts. An abort
+//! is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::breaker::Breaker;
+use crate::error::{ENCODED_MAX, Error, LossCause};
+use crate::transport::stream::Stream;
+
+const GOODBYE: u8 = 1;
+const ABORT: u8 = 2;
+
+/// The control connection to one neighbour.
+pub(crate) struct ControlLink {
+    pub(crate) rank: usize,
+    pub(crate) stream: Stream,
+    /// Readable once the neighbour's process has ended, where it is a process of this host.
+    pub(crate) process: Option<OwnedFd>,
+}
+
+impl ControlLink {
+    pub(crate) fn send_abort(&self, error: &[u8]) {
+        self.send(&[&[ABORT, error.len() as u8], error].concat());
+    }
+
+    fn send_goodbye(&self) {
+        self.send(&[GOODBYE, 0]);
+    }
+
+    /// A frame is far smaller than the socket's buffer, so it is sent whole or, to a neighbour that has long stopped
+    /// reading, not at all. It will see the closed connection.
+    fn send(&self, frame: &[u8]) {
+        let _ = self.stream.try_write(&[IoSlice::new(frame)]);
+    }
+}
+
+/// The watching thread; ends when dropped, after a good-bye to all neighbours.
+pub(crate) struct Monitor {
+    links: Vec<Arc<ControlLink>>,
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Monitor {
+    pub(crate) fn start(links: Vec<Arc<ControlLink>>, breaker: Arc<Breaker>) -> std::io::Result<Monitor> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let thread = {
+            let (links, stop) = (links.clone(), Arc::clone(&stop));
+            std::thread::Builder::new().name("collectives".to_owned()).spawn(move || watch(&links, &stop, &breaker))?
+        };
+        Ok(Monitor { links, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.links.iter().for_each(|link| link.send_goodbye());
+        // An eventfd's counter cannot overflow by one write.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Watched<'a> {
+    link: &'a ControlLink,
+    received: Vec<u8>,
+    gone: bool,
+}
+
+fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
+    let mut watched: Vec<Watched<'_>> =
+        links.iter().map(|link| Watched { link, received: Vec::new(), gone: false }).collect();
+    loop {
+        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        for neighbour in watched.iter().filter(|neighbour| !neighbour.gone) {
+            fds.push(PollFd::new(neighbour.link.stream.as_fd(), PollFlags::POLLIN));
+            fds.extend(neighbour.link.process.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+        let ready = |index: usize| fds[index].revents().is_some_and(|events| !events.is_empty());
+        if ready(0) {
+            return;
+        }
+        let mut index = 1;
+        for neighbour in watched.iter_mut().filter(|neighbour| !neighbour.gone) {
+            let stream_ready = ready(index);
+            let process_ready = neighbour.link.process.is_some() && ready(index + 1);
+            index += 1 + usize::from(neighbour.link.process.is_some());
+            if stream_ready || process_ready {
+                // What it said before its end counts more than the end.
+                neighbour.read(breaker);
+            }
+            if process_ready && !neighbour.gone {
+                neighbour.lose(LossCause::ProcessEnded, breaker);
+            }
+        }
+    }
+}
+
+impl Watched<'_> {
+    fn read(&mut self, breaker: &Breaker) {
+        let mut buffer = [0; 512];
+        while !self.gone {
+            match self.link.stream.try_read(&mut buffer) {
+                Ok(None) => return,
+                Ok(Some(0)) | Err(_) => self.lose(LossCause::ConnectionClosed, breaker),
+                Ok(Some(length)) => {
+                    self.received.extend_from_slice(&buffer[..length]);
+                    self.take_frames(breaker);
+                }
+            }
+        }
+    }
+
+    fn take_frames(&mut self, breaker: &Breaker) {
+        while let [kind, length, rest @ ..] = self.received.as_slice() {
+            let (kind, length) = (*kind, usize::from(*length));
+            let Some(payload) = rest.get(..length) else { return };
+            match (kind, Error::decode(payload)) {
+                (GOODBYE, None) if length == 0 => {
+                    breaker.depart(self.link.rank);
+                    self.gone = true;
+                    return;
+                }
+                (ABORT, Some(error)) if length <= ENCODED_MAX => {
+                    breaker.trip(error);
+                }
+                _ => {
+                    self.lose(LossCause::InvalidMessage, breaker);
+                    return;
+                }
+            }
+            self.received.drain(..2 + length);
+        }
+    }
+
+    fn lose(&mut self, cause: LossCause, breaker: &Breaker) {
+        self.gone = true;
+        breaker.trip(Error::PeerLost { rank: self.link.rank, cause });
+    }
+}

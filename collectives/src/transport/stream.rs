@@ -1,0 +1,196 @@
+//! A connected socket, TCP or Unix, that never blocks: every wait has a deadline and ends when the communicator
+//! does.
+
+use std::io::{self, IoSlice};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
+
+use crate::breaker::Breaker;
+use crate::error::Error;
+
+#[derive(Debug)]
+pub(crate) struct Stream(OwnedFd);
+
+/// Why a wait ended without what it waited for.
+#[derive(Debug)]
+pub(crate) enum Interruption {
+    Deadline,
+    Tripped(Error),
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Interruption {
+    fn from(error: io::Error) -> Self {
+        Interruption::Failed(error)
+    }
+}
+
+impl From<Errno> for Interruption {
+    fn from(errno: Errno) -> Self {
+        Interruption::Failed(errno.into())
+    }
+}
+
+impl std::fmt::Display for Interruption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Interruption::Deadline => f.write_str("no answer in time"),
+            Interruption::Tripped(error) => error.fmt(f),
+            Interruption::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Stream {
+    pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(Stream(stream.into()))
+    }
+
+    pub(crate) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
+        stream.set_nonblocking(true)?;
+        Ok(Stream(stream.into()))
+    }
+
+    /// Reads what is there: `None` if nothing is yet, 0 bytes at the end.
+    pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match socket::recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes what there is room for: `None` if there is none.
+    pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        loop {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match socket::sendmsg::<()>(self.0.as_raw_fd(), slices, &[], flags, None) {
+                Ok(length) => return Ok(Some(length)),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    pub(crate) fn read_exact(
+        &self,
+        mut buffer: &mut [u8],
+        deadline: Instant,
+        breaker: &Breaker,
+    ) -> Result<(), Interruption> {
+        while !buffer.is_empty() {
+            match self.try_read(buffer)? {
+                Some(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Some(length) => buffer = &mut buffer[length..],
+                None => wait(&[(self.as_fd(), PollFlags::POLLIN)], deadline, breaker)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_all(&self, mut bytes: &[u8], deadline: Instant, breaker: &Breaker) -> Result<(), Interruption> {
+        while !bytes.is_empty() {
+            match self.try_write(&[IoSlice::new(bytes)])? {
+                Some(length) => bytes = &bytes[length..],
+                None => wait(&[(self.as_fd(), PollFlags::POLLOUT)], deadline, breaker)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a file descriptor over a Unix socket, with one byte to carry it.
+    pub(crate) fn send_fd(&self, fd: BorrowedFd<'_>, deadline: Instant, breaker: &Breaker) -> Result<(), Interruption> {
+        let fds = [fd.as_raw_fd()];
+        loop {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let message = [ControlMessage::ScmRights(&fds)];
+            match socket::sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(b"f")], &message, flags, None) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EAGAIN) => wait(&[(self.as_fd(), PollFlags::POLLOUT)], deadline, breaker)?,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn receive_fd(&self, deadline: Instant, breaker: &Breaker) -> Result<OwnedFd, Interruption> {
+        loop {
+            let mut byte = [0];
+            let mut slices = [io::IoSliceMut::new(&mut byte)];
+            let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+            match socket::recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+                Ok(message) => {
+                    let mut received = None;
+                    for control in message.cmsgs()? {
+                        if let ControlMessageOwned::ScmRights(fds) = control {
+                            for fd in fds {
+                                // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+                                received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+                            }
+                        }
+                    }
+                    return received.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                Err(Errno::EAGAIN) => wait(&[(self.as_fd(), PollFlags::POLLIN)], deadline, breaker)?,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits until one of `fds` is ready (or failed, which its next use tells), the deadline has passed, or the breaker
+/// has tripped.
+pub(crate) fn wait(
+    fds: &[(BorrowedFd<'_>, PollFlags)],
+    deadline: Instant,
+    breaker: &Breaker,
+) -> Result<(), Interruption> {
+    let mut polled: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+    polled.extend(breaker.event().map(|event| PollFd::new(event, PollFlags::POLLIN)));
+    loop {
+        breaker.check().map_err(Interruption::Tripped)?;
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
+            return Err(Interruption::Deadline);
+        }
+        match poll(&mut polled, timeout(remaining)) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return breaker.check().map_err(Interruption::Tripped),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Sleeps, but no longer than until the breaker trips.
+pub(crate) fn pause(duration: Duration, breaker: &Breaker) -> Result<(), Error> {
+    match wait(&[], Instant::now() + duration, breaker) {
+        Err(Interruption::Tripped(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn timeout(remaining: Duration) -> PollTimeout {
+    // Rounded up, so that the wait is not repeated for a last fraction.
+    PollTimeout::try_from(remaining + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+}
