@@ -5,7 +5,7 @@ use super::tree::Tree;
 use serde_json::Number;
 
 /// Arrays and objects within each other. Kubernetes objects are far below; recursion over values stays safe.
-pub(crate) const MAX_DEPTH: usize = 128;
+pub const MAX_DEPTH: usize = 128;
 
 /// Parses one JSON document. The error is a message such as `unexpected end of JSON input`.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Tree, String> {

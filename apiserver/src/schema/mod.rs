@@ -18,6 +18,7 @@ pub(crate) mod arbitrary;
 
 pub use decode::Decoded;
 pub use facts::ListKind;
+pub use json::MAX_DEPTH;
 pub use tree::Tree;
 pub use view::View;
 

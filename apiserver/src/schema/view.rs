@@ -145,7 +145,22 @@ impl<'a> View<'a> {
         matches!(self, View::Go(GoView { field: Some(field), .. }) if field.retain_keys)
     }
 
-    /// Whether the schema names a field here; free maps and places without schema know every name.
+    /// Whether the schema names this very field (it is no entry of a map).
+    pub fn names(self, name: &str) -> bool {
+        match self {
+            View::Go(view) => match strip(view.ty) {
+                Type::Struct(id) => facts().get(*id).field(name).is_some(),
+                _ => false,
+            },
+            View::Custom(node) => node.properties.contains_key(name),
+            View::CustomObject(node) => {
+                matches!(name, "apiVersion" | "kind" | "metadata") || node.properties.contains_key(name)
+            }
+            View::Deduced | View::Atomic => false,
+        }
+    }
+
+    /// Whether the schema knows a field here; free maps and places without schema know every name.
     pub fn knows(self, name: &str) -> bool {
         match self {
             View::Go(view) => match strip(view.ty) {
