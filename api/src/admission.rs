@@ -5,7 +5,7 @@
 
 use crate::field::{FieldError, aggregate};
 use crate::names::{MANAGED_BY_MULTIKUEUE, MANAGED_BY_OPERATOR};
-use crate::training::JobKind;
+use crate::training::{Job, JobKind};
 use serde_json::{Value, json};
 
 /// Reviews the creation (`old` is `None`) or the update of an object. `Ok` carries warnings, `Err` the denial.
@@ -38,8 +38,11 @@ pub fn review(kind: &str, old: Option<&Value>, new: &Value) -> Result<Vec<String
     Err(format!("admission webhook \"{webhook}\" denied the request: {}", aggregate(&errors)))
 }
 
-/// What is wrong with an MXJob, as its operator says it.
-pub fn mxjob_error(job: &crate::training::Job) -> Option<String> {
+/// What is wrong with a job of a kind without a webhook, as its operator says it.
+pub fn operator_error(job: &Job) -> Option<String> {
+    if job.kind.kind != "MXJob" {
+        return None;
+    }
     let invalid = || Some("MXJobSpec is not valid".to_owned());
     let name = dns1035_errors(&job.name);
     if !name.is_empty() {

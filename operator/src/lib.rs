@@ -1,1 +1,3 @@
 //! Controllers: the training operator and the cluster's own housekeeping
+
+pub mod training;

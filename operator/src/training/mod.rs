@@ -1,0 +1,19 @@
+//! The training operator: PyTorchJob, TFJob and MXJob.
+//!
+//! A pass over a job goes in one direction: [`observe`] reads what there is, [`decide`](mod@decide) makes a [`plan`]
+//! of it without any I/O, and the plan is applied. What a job kind is, is data: [`framework`].
+
+pub mod address;
+pub mod decide;
+pub mod framework;
+mod gang;
+mod limits;
+pub mod observe;
+pub mod plan;
+mod pod;
+mod progress;
+mod replicas;
+mod scaler;
+
+pub use address::Addressing;
+pub use decide::{Policy, decide};
