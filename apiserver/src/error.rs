@@ -15,13 +15,15 @@ pub struct ApiError {
     pub details: Option<Value>,
     /// Seconds of a `Retry-After` header.
     pub retry_after: Option<u32>,
+    /// `metadata.continue` of the Status: how an expired list may be continued.
+    pub list_continue: Option<String>,
 }
 
 pub type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        ApiError { code, reason, message: message.into(), details: None, retry_after: None }
+        ApiError { code, reason, message: message.into(), details: None, retry_after: None, list_continue: None }
     }
 
     pub fn with_details(mut self, details: Value) -> Self {
@@ -100,6 +102,9 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
         });
+        if let Some(token) = &self.list_continue {
+            status["metadata"]["continue"] = token.clone().into();
+        }
         if !self.reason.is_empty() {
             status["reason"] = self.reason.into();
         }

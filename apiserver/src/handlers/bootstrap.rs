@@ -1,0 +1,55 @@
+//! What every cluster has from the start.
+
+use crate::options::WriteOptions;
+use crate::server::{Api, OpenError};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+impl Api {
+    /// Installs namespaces, roles and definitions that are missing; can be repeated.
+    pub(crate) async fn bootstrap(self: &Arc<Self>, crds: Vec<Value>) -> Result<(), OpenError> {
+        let mut objects: Vec<(&str, &str, &str, Option<&str>, Value)> = Vec::new();
+        for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+            objects.push(("", "v1", "namespaces", None, json!({"metadata": {"name": name}})));
+        }
+        for (name, value, description) in [
+            (
+                "system-cluster-critical",
+                2_000_000_000,
+                "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+            ),
+            (
+                "system-node-critical",
+                2_000_001_000,
+                "Used for system critical pods that must not be moved from their current node.",
+            ),
+        ] {
+            let class = json!({"metadata": {"name": name}, "value": value, "description": description});
+            objects.push(("scheduling.k8s.io", "v1", "priorityclasses", None, class));
+        }
+        let all = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}, {"verbs": ["*"], "nonResourceURLs": ["*"]}]);
+        let rbac = "rbac.authorization.k8s.io";
+        objects.push((rbac, "v1", "clusterroles", None, json!({"metadata": {"name": "cluster-admin"}, "rules": all})));
+        let read = json!([{"verbs": ["get", "list", "watch"], "apiGroups": ["*"], "resources": ["*"]}]);
+        objects.push((rbac, "v1", "clusterroles", None, json!({"metadata": {"name": "view"}, "rules": read})));
+        let binding = json!({"metadata": {"name": "cluster-admin"},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:masters"}]});
+        objects.push((rbac, "v1", "clusterrolebindings", None, binding));
+        let options = WriteOptions::internal("muster");
+        for (group, version, plural, namespace, object) in objects {
+            let what = format!("{plural} {}", object["metadata"]["name"]);
+            let Some(served) = self.registry.catalog().find(group, version, plural) else { continue };
+            let name = crate::codec::name_of(&object).to_owned();
+            if self.store.head(&self.key(&served, namespace, &name)).is_some() {
+                continue;
+            }
+            let object = crate::codec::typed(&served, object);
+            self.create_object(&served, namespace, object, &options, &mut Vec::new())
+                .await
+                .map_err(|error| OpenError::Bootstrap { what, error })?;
+        }
+        let _ = crds;
+        Ok(())
+    }
+}

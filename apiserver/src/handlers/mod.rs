@@ -1,0 +1,296 @@
+//! From a request to its answer: who asks, whether they may, which handler answers.
+
+mod admission;
+mod bootstrap;
+mod delete;
+mod patch;
+mod read;
+mod subresource;
+mod system;
+mod update;
+mod write;
+
+pub(crate) use read::Selection;
+
+use crate::auth::rbac::{self, Action};
+use crate::auth::{self, Identity};
+use crate::builtin::Objects;
+use crate::error::{ApiError, ApiResult};
+use crate::negotiate::{self, Form};
+use crate::registry::Served;
+use crate::request::{Query, ResourcePath, Target, target, verb};
+use crate::response::{self, Body, Response};
+use crate::server::Api;
+use crate::store::Key;
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{HeaderMap, Method};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The largest body of a request.
+const BODY_LIMIT: usize = 3 << 20;
+/// How long a request may take that is not a watch, a log or another stream.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// A request on its way through the handlers.
+pub(crate) struct Req {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+    pub(crate) identity: Identity,
+    pub(crate) resource: ResourcePath,
+    pub(crate) warnings: Vec<String>,
+    /// Behind a lock only so that requests can be shared between threads.
+    body: Mutex<Option<Body>>,
+}
+
+impl Req {
+    pub(crate) fn header(&self, name: http::header::HeaderName) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn accept(&self) -> Option<&str> {
+        self.headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok())
+    }
+
+    pub(crate) fn form(&self, watch: bool) -> ApiResult<Form> {
+        negotiate::form(self.accept(), true, watch)
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.resource.namespace.as_deref()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.resource.name.as_deref().unwrap_or_default()
+    }
+
+    /// Reads the body, within its limit.
+    pub(crate) async fn body(&mut self) -> ApiResult<Bytes> {
+        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(body) = body else { return Ok(Bytes::new()) };
+        let too_large =
+            || ApiError::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {BODY_LIMIT}"));
+        let mut read = BytesMut::new();
+        let mut body = body;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| ApiError::bad_request(format!("failed to read the request: {e}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if read.len() + data.len() > BODY_LIMIT {
+                return Err(too_large());
+            }
+            read.extend_from_slice(&data);
+        }
+        Ok(read.freeze())
+    }
+}
+
+/// The store as the rules of the kinds see it: the newest state, as writers see it.
+pub(crate) struct Stored<'a>(pub(crate) &'a Api);
+
+impl Stored<'_> {
+    fn storage(&self, group: &str, plural: &str) -> Arc<str> {
+        format!("{group}/{plural}").into()
+    }
+}
+
+impl Objects for Stored<'_> {
+    fn get(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let namespace = (!namespace.is_empty()).then_some(namespace);
+        let key = Key::new(&self.storage(group, plural), namespace, name);
+        self.0.store.head(&key).map(|object| Arc::new(object.bare_value()))
+    }
+
+    fn list(&self, group: &str, plural: &str, namespace: &str) -> Vec<Arc<Value>> {
+        let namespace = (!namespace.is_empty()).then_some(namespace);
+        let page = self.0.store.list(&self.storage(group, plural), namespace, None, None);
+        page.map(|page| page.items.iter().map(|object| Arc::new(object.bare_value())).collect()).unwrap_or_default()
+    }
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+impl rbac::Roles for Stored<'_> {
+    fn cluster_role_bindings(&self) -> Vec<Value> {
+        self.list(RBAC, "clusterrolebindings", "").into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
+    fn role_bindings(&self, namespace: &str) -> Vec<Value> {
+        self.list(RBAC, "rolebindings", namespace).into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
+    fn cluster_role(&self, name: &str) -> Option<Value> {
+        self.get(RBAC, "clusterroles", "", name).map(Arc::unwrap_or_clone)
+    }
+
+    fn role(&self, namespace: &str, name: &str) -> Option<Value> {
+        self.get(RBAC, "roles", namespace, name).map(Arc::unwrap_or_clone)
+    }
+}
+
+impl Api {
+    /// Who bears this token.
+    pub(crate) fn authenticate(&self, token: &str) -> ApiResult<Identity> {
+        if let Some(identity) = self.keys.by_token(token) {
+            return Ok(identity.clone());
+        }
+        self.token_subject(token).map(|subject| subject.identity()).ok_or_else(ApiError::unauthorized)
+    }
+
+    /// The service account whose valid token this is. The account, and the pod it is bound to, must still exist.
+    pub(crate) fn token_subject(&self, token: &str) -> Option<auth::token::Subject> {
+        let key = self.keys.service_accounts.as_ref()?;
+        let claims = key.verify(token, self.clock.now().as_second())?;
+        let subject = auth::token::Subject::from_claims(&claims)?;
+        let has_uid = |plural: &str, name: &str, uid: &str| {
+            let object = Stored(self).get("", plural, &subject.namespace, name);
+            object.is_some_and(|object| object["metadata"]["uid"] == uid)
+        };
+        let pod = subject.pod.as_ref().is_none_or(|(name, uid)| has_uid("pods", name, uid));
+        (pod && has_uid("serviceaccounts", &subject.name, &subject.uid)).then_some(subject)
+    }
+
+    pub(crate) fn allowed(&self, identity: &Identity, action: &Action<'_>) -> bool {
+        rbac::allowed(&Stored(self), identity, action)
+    }
+
+    fn authorize(&self, req: &Req, verb: &str, is_resource: bool) -> ApiResult<()> {
+        let path = &req.resource;
+        let full = path.full_resource();
+        let action = if is_resource {
+            let name = req.name();
+            Action::Resource { verb, group: &path.group, resource: &full, namespace: req.namespace(), name }
+        } else {
+            Action::Path { verb, path: &req.path }
+        };
+        if self.allowed(&req.identity, &action) {
+            return Ok(());
+        }
+        let why = rbac::denial(&req.identity, &action);
+        Err(if is_resource {
+            ApiError::forbidden(&path.group, &path.resource, req.name(), &why)
+        } else {
+            ApiError::new(403, "Forbidden", format!("forbidden: {why}")).with_details(serde_json::json!({}))
+        })
+    }
+
+    /// The identity that the request wants to act as, if its own may do so.
+    fn impersonate(&self, identity: Identity, headers: &HeaderMap) -> ApiResult<Identity> {
+        let Some((wanted, permissions)) = auth::impersonation(headers)? else { return Ok(identity) };
+        for (resource, name) in permissions {
+            let (namespace, name) = match name.split_once('/') {
+                Some((namespace, name)) if resource == "serviceaccounts" => (Some(namespace), name),
+                _ => (None, name.as_str()),
+            };
+            let action = Action::Resource { verb: "impersonate", group: "", resource, namespace, name };
+            if !self.allowed(&identity, &action) {
+                return Err(ApiError::forbidden("", resource, name, &rbac::denial(&identity, &action)));
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Answers a request. Boxed, since the handlers' futures are large and of many types.
+    pub(crate) fn handle(
+        self: &Arc<Self>,
+        request: http::Request<Body>,
+        identity: Identity,
+    ) -> BoxFuture<'static, Response> {
+        let api = self.clone();
+        Box::pin(async move { api.answer_request(request, identity).await })
+    }
+
+    async fn answer_request(self: &Arc<Self>, request: http::Request<Body>, identity: Identity) -> Response {
+        let (parts, body) = request.into_parts();
+        let mut req = Req {
+            method: parts.method,
+            path: parts.uri.path().to_owned(),
+            query: Query::parse(parts.uri.query()),
+            headers: parts.headers,
+            identity,
+            resource: ResourcePath::default(),
+            warnings: Vec::new(),
+            body: Mutex::new(Some(body)),
+        };
+        let outcome = tokio::time::timeout(TIME_LIMIT, self.route(&mut req)).await;
+        let outcome = outcome.unwrap_or_else(|_| {
+            Err(ApiError::new(504, "Timeout", "Timeout: request did not complete within the allotted timeout"))
+        });
+        let mut response = outcome.unwrap_or_else(|error| response::error(&error));
+        response::warn(&mut response, &req.warnings);
+        response
+    }
+
+    async fn route(self: &Arc<Self>, req: &mut Req) -> ApiResult<Response> {
+        req.identity = self.impersonate(std::mem::take(&mut req.identity), &req.headers)?;
+        let Target::Resource(path) = target(&req.path)? else {
+            let method = req.method.as_str().to_ascii_lowercase();
+            self.authorize(req, &method, false)?;
+            return self.other(req).await;
+        };
+        req.resource = path;
+        let named = req.resource.name.is_some();
+        let watch = req.query.flag("watch");
+        let verb = verb(&req.method, named, watch).ok_or_else(ApiError::method_not_allowed)?;
+        self.authorize(req, verb, true)?;
+        let catalog = self.registry.catalog();
+        let path = &req.resource;
+        let Some(served) = catalog.find(&path.group, &path.version, &path.resource) else {
+            return match path.group.as_str() {
+                "muster.dev" => self.own_resource(req, verb).await,
+                group if !group.is_empty() && !catalog.groups().contains_key(group) => Ok(response::page_not_found()),
+                _ => Err(unknown_path()),
+            };
+        };
+        if !path.rest.is_empty() && !matches!(path.sub(), "proxy" | "log") {
+            return Err(unknown_path());
+        }
+        // The whole resource across namespaces can be read, nothing more.
+        if served.namespaced && path.namespace.is_none() {
+            if named {
+                return Err(unknown_path());
+            }
+            if !matches!(verb, "list" | "watch") {
+                return Err(ApiError::method_not_allowed());
+            }
+        }
+        if !served.namespaced && path.namespace.is_some() {
+            return Err(unknown_path());
+        }
+        if path.subresource.is_some() {
+            return self.subresource(req, &served, verb).await;
+        }
+        let fits = match req.method.as_str() {
+            "POST" => !named,
+            "PUT" | "PATCH" => named,
+            _ => true,
+        };
+        if !fits || !served.has_verb(verb) {
+            return Err(ApiError::method_not_allowed());
+        }
+        match verb {
+            "get" => self.get(req, &served).await,
+            "list" => self.list(req, &served).await,
+            "watch" => self.watch(req, &served).await,
+            "create" => self.create(req, &served).await,
+            "update" => self.update(req, &served).await,
+            "patch" => self.patch(req, &served).await,
+            "delete" => self.delete(req, &served).await,
+            _ => self.delete_collection(req, &served).await,
+        }
+    }
+
+    /// The objects' place in the store.
+    pub(crate) fn key(&self, served: &Served, namespace: Option<&str>, name: &str) -> Key {
+        Key::new(&served.storage, namespace.filter(|_| served.namespaced), name)
+    }
+}
+
+pub(crate) fn unknown_path() -> ApiError {
+    ApiError::new(404, "NotFound", "the server could not find the requested resource")
+        .with_details(serde_json::json!({}))
+}

@@ -1,0 +1,336 @@
+//! The kinds that are served now: the built-in ones, and those of the CustomResourceDefinitions there are.
+
+use crate::builtin::{self, BuiltinKind};
+use crate::error::ApiError;
+use crate::schema::Schema;
+use crate::store::{Draft, Index, Object};
+use bytes::{Bytes, BytesMut};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The verbs of a kind that has all of them.
+pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// Where a served kind comes from.
+#[derive(Clone)]
+pub enum Source {
+    Builtin(&'static BuiltinKind),
+}
+
+/// One kind in one version, as it is served.
+pub struct Served {
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+    pub list_kind: String,
+    pub plural: String,
+    pub singular: String,
+    pub short_names: Vec<String>,
+    pub categories: Vec<String>,
+    pub namespaced: bool,
+    pub verbs: Vec<String>,
+    pub subresources: Vec<String>,
+    /// The store's name of the resource: `group/plural` of the kind that is stored.
+    pub storage: Arc<str>,
+    pub source: Source,
+    prefix: Bytes,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{} {}", self.group, self.version, self.kind)
+    }
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn prefix(api_version: &str, kind: &str) -> Bytes {
+    let head = serde_json::json!({"kind": kind, "apiVersion": api_version}).to_string();
+    let mut head = BytesMut::from(head.as_bytes());
+    head.truncate(head.len() - 1);
+    head.extend_from_slice(b",");
+    head.freeze()
+}
+
+pub fn api_version(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+}
+
+/// `pods`, `deployments.apps`.
+pub fn resource_name(group: &str, plural: &str) -> String {
+    if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") }
+}
+
+impl Served {
+    fn builtin(kind: &'static BuiltinKind) -> Self {
+        let storage = match &kind.stored_as {
+            Some(stored) => format!("{}/{}", stored.group, kind.plural),
+            None => format!("{}/{}", kind.group, kind.plural),
+        };
+        Served {
+            group: kind.group.to_owned(),
+            version: kind.version.to_owned(),
+            kind: kind.kind.to_owned(),
+            list_kind: format!("{}List", kind.kind),
+            plural: kind.plural.to_owned(),
+            singular: kind.singular.to_owned(),
+            short_names: strings(kind.short_names),
+            categories: strings(kind.categories),
+            namespaced: kind.namespaced,
+            verbs: strings(if kind.verbs.is_empty() { ALL_VERBS } else { kind.verbs }),
+            subresources: strings(kind.subresources),
+            storage: storage.into(),
+            source: Source::Builtin(kind),
+            prefix: prefix(&api_version(kind.group, kind.version), kind.kind),
+        }
+    }
+
+    pub fn api_version(&self) -> String {
+        api_version(&self.group, &self.version)
+    }
+
+    pub fn as_builtin(&self) -> Option<&'static BuiltinKind> {
+        match &self.source {
+            Source::Builtin(kind) => Some(kind),
+        }
+    }
+
+    pub fn schema(&self) -> Option<Arc<Schema>> {
+        match &self.source {
+            Source::Builtin(kind) => Schema::builtin(kind.group, kind.version, kind.kind),
+        }
+    }
+
+    pub fn has_verb(&self, verb: &str) -> bool {
+        self.verbs.iter().any(|v| v == verb)
+    }
+
+    /// Whether objects are stored in another kind's form.
+    fn face(&self) -> Option<&'static builtin::StoredAs> {
+        self.as_builtin().and_then(|kind| kind.stored_as.as_ref())
+    }
+
+    /// Whether items of a list carry `apiVersion` and `kind`, as those of custom kinds do.
+    pub fn typed_items(&self) -> bool {
+        self.as_builtin().is_none()
+    }
+
+    /// The stored object in this kind's form.
+    pub fn value(&self, object: &Object) -> Value {
+        match self.face() {
+            Some(face) => {
+                let mut value = object.value(&api_version(face.group, face.version), &self.kind);
+                (face.decode)(&mut value);
+                value
+            }
+            None => object.value(&self.api_version(), &self.kind),
+        }
+    }
+
+    /// The stored object as it is answered, with `apiVersion` and `kind`.
+    pub fn json(&self, object: &Object) -> Bytes {
+        if self.face().is_some() {
+            return self.value(object).to_string().into();
+        }
+        let mut json = BytesMut::with_capacity(self.prefix.len() + object.json.len());
+        json.extend_from_slice(&self.prefix);
+        json.extend_from_slice(&object.json[1..]);
+        json.freeze()
+    }
+
+    /// The stored object as an item of a list.
+    pub fn item_json(&self, object: &Object) -> Bytes {
+        if self.face().is_some() {
+            let mut value = self.value(object);
+            if let Some(fields) = value.as_object_mut() {
+                fields.remove("apiVersion");
+                fields.remove("kind");
+            }
+            return value.to_string().into();
+        }
+        if self.typed_items() { self.json(object) } else { object.json.clone() }
+    }
+
+    /// The object as it will be stored.
+    pub fn draft(&self, value: &Value) -> Draft {
+        let mut value = Cow::Borrowed(value);
+        if let Some(face) = self.face() {
+            (face.encode)(value.to_mut());
+        }
+        let index = index(&self.storage, &value);
+        Draft::new(&value, index)
+    }
+
+    /// A field's value for field selectors, empty where the object has none.
+    pub fn field<'a>(&self, object: &'a Object, key: &str) -> Cow<'a, str> {
+        match self.face() {
+            None => Cow::Borrowed(object.index.field(key).unwrap_or_default()),
+            Some(_) => Cow::Owned(match self.as_builtin() {
+                Some(kind) => text_of((kind.fields)(&self.value(object)).get(key)),
+                None => String::new(),
+            }),
+        }
+    }
+
+    /// Whether a field selector may name this field; the error says what it may name.
+    pub fn check_field(&self, key: &str) -> Result<(), ApiError> {
+        if matches!(key, "metadata.name") || (key == "metadata.namespace" && self.namespaced) {
+            return Ok(());
+        }
+        let labels: &[&str] = match &self.source {
+            Source::Builtin(kind) => kind.field_labels,
+        };
+        if labels.contains(&key) {
+            return Ok(());
+        }
+        Err(ApiError::bad_request(if labels.is_empty() && self.as_builtin().is_some() {
+            format!("{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+        } else {
+            format!("field label not supported: {key}")
+        }))
+    }
+
+    pub fn not_found(&self, name: &str) -> ApiError {
+        ApiError::not_found(&self.group, &self.plural, name)
+    }
+
+    pub fn conflict(&self, name: &str) -> ApiError {
+        ApiError::conflict(
+            &self.group,
+            &self.plural,
+            name,
+            "the object has been modified; please apply your changes to the latest version and try again",
+        )
+    }
+}
+
+fn text_of(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// What the store keeps beside an object for selectors; `storage` is the store's name of its resource.
+pub fn index(storage: &str, value: &Value) -> Index {
+    let kind = builtin::all().iter().find(|kind| {
+        kind.stored_as.is_none()
+            && storage.strip_suffix(kind.plural).and_then(|group| group.strip_suffix('/')) == Some(kind.group)
+    });
+    let fields = kind.map(|kind| (kind.fields)(value)).unwrap_or_default();
+    let fields = fields.iter().map(|(key, value)| (key.clone(), text_of(Some(value))));
+    Index::of(value, fields.filter(|(_, value)| !value.is_empty()))
+}
+
+/// All kinds served at one moment.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// By group, version, plural.
+    kinds: BTreeMap<(String, String, String), Arc<Served>>,
+}
+
+impl Catalog {
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
+        self.kinds.get(&(group.to_owned(), version.to_owned(), plural.to_owned())).cloned()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.kinds.values()
+    }
+
+    pub fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Served>> {
+        self.all().find(|s| s.group == group && s.version == version && s.kind == kind)
+    }
+
+    /// The groups, each with its versions, the preferred one first.
+    pub fn groups(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for served in self.kinds.values() {
+            let versions = groups.entry(&served.group).or_default();
+            if !versions.contains(&served.version.as_str()) {
+                versions.push(&served.version);
+            }
+        }
+        for versions in groups.values_mut() {
+            versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version)));
+        }
+        groups
+    }
+}
+
+/// Orders versions as Kubernetes does: v2 before v1 before v1beta1 before v1alpha1 before anything else.
+fn version_rank(version: &str) -> (u8, u64, u64, std::cmp::Reverse<String>) {
+    let parsed = version.strip_prefix('v').and_then(|rest| {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major: u64 = rest[..digits].parse().ok()?;
+        let (stability, minor) = match &rest[digits..] {
+            "" => (3, ""),
+            tail => match (tail.strip_prefix("beta"), tail.strip_prefix("alpha")) {
+                (Some(minor), _) => (2, minor),
+                (_, Some(minor)) => (1, minor),
+                _ => return None,
+            },
+        };
+        let minor = if minor.is_empty() { 0 } else { minor.parse().ok()? };
+        Some((stability, major, minor))
+    });
+    let name = std::cmp::Reverse(version.to_owned());
+    parsed.map_or((0, 0, 0, name.clone()), |(stability, major, minor)| (stability, major, minor, name))
+}
+
+/// Holds the catalog of the moment.
+#[derive(Debug)]
+pub struct Registry(RwLock<Arc<Catalog>>);
+
+impl Registry {
+    /// The built-in kinds alone.
+    pub fn new() -> Self {
+        let registry = Registry(RwLock::default());
+        registry.set_custom(Vec::new());
+        registry
+    }
+
+    pub fn catalog(&self) -> Arc<Catalog> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces all custom kinds.
+    pub fn set_custom(&self, custom: Vec<Arc<Served>>) {
+        let builtin = builtin::all().iter().map(|kind| Arc::new(Served::builtin(kind)));
+        let mut kinds = BTreeMap::new();
+        for served in builtin.chain(custom) {
+            let key = (served.group.clone(), served.version.clone(), served.plural.clone());
+            kinds.entry(key).or_insert(served);
+        }
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog { kinds });
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_stability() {
+        let mut versions = vec!["v1alpha1", "foo", "v1", "v2", "v1beta2", "v10", "v1beta1"];
+        versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version)));
+        assert_eq!(versions, ["v10", "v2", "v1", "v1beta2", "v1beta1", "v1alpha1", "foo"]);
+    }
+
+    #[test]
+    fn selectable_fields_are_indexed() {
+        let index = index("/pods", &serde_json::json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n"}}));
+        assert!(index.field("spec.nodeName").is_none_or(|node| node == "n"));
+    }
+}
