@@ -1,1 +1,30 @@
-fn main() {}
+//! The `muster` command. `cli` says what can be typed, `settings` what it resolves to, `commands` what it does.
+
+mod cli;
+mod client;
+mod commands;
+mod data_folder;
+mod env;
+mod exit;
+mod jobs;
+mod kubeconfig;
+mod logging;
+mod output;
+mod pki;
+mod roles;
+mod settings;
+mod signals;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::dispatch(cli) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::ExitStatus::Failure.into()
+        }
+    }
+}
