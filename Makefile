@@ -4,7 +4,6 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
-export LIBTORCH ?= $(CACHE)/libtorch-2.11.0
 export MUSTER_TEST_CACHE ?= $(CACHE)/test
 
 .PHONY: help build test test-rust test-golden test-sdk demo bench lint doc libtorch python data preconditions
@@ -13,7 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
 
 preconditions:
-	@scripts/preconditions
+	@scripts/preconditions.sh
 
 build: libtorch ## Build muster and muster-worker into target/release
 	cargo build --release --workspace --locked
@@ -21,7 +20,7 @@ build: libtorch ## Build muster and muster-worker into target/release
 test: preconditions build python test-rust test-golden test-sdk ## Set up and run every test
 
 test-rust: ## Unit, property, simulation and black-box tests
-	@scripts/strace
+	@scripts/strace.sh
 	cargo test --release --workspace --locked
 
 test-golden: ## Replay the recordings of kube-apiserver and of the training operator
@@ -31,10 +30,10 @@ test-sdk: ## Run the official kubeflow-training client against muster
 	.venv/bin/python -m pytest -q tests/sdk
 
 demo: build data ## Train Fashion-MNIST from a PyTorchJob and check the result
-	scripts/demo
+	scripts/demo.sh
 
 bench: build ## Run the benchmarks, results under benches/results
-	python3 benches/run.py --muster target/release/muster
+	cargo bench --locked --bench control-plane
 
 lint: ## Formatting and lints, as CI runs them
 	cargo fmt --check
@@ -44,10 +43,10 @@ doc: ## Build the documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 
 libtorch: ## Put the small libtorch set into the cache folder
-	@scripts/libtorch
+	@scripts/libtorch.sh
 
 python: ## Make .venv with torch and the Kubeflow SDK
-	@scripts/python
+	@scripts/python.sh
 
 data: ## Put the Fashion-MNIST data set into the cache folder
-	@scripts/data
+	@scripts/data.sh
