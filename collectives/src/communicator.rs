@@ -201,7 +201,7 @@ impl Communicator {
                     .map_err(|error| Error::System { rank: self.inner.rank, cause: format!("thread: {error}") })?,
             );
         }
-        let (pending, completion) = Pending::new();
+        let (pending, complete) = Pending::new();
         let inner = Arc::clone(&self.inner);
         // The ticket is taken under the lock: the thread gets its jobs in the order of their tickets.
         let ticket = inner.order.ticket();
@@ -209,7 +209,7 @@ impl Communicator {
             let (buffer, result) = operation(&inner, ticket);
             // Before the waiter wakes: it may be the one that drops the communicator.
             drop(inner);
-            completion.complete(buffer, result);
+            complete(buffer, result);
         };
         if let Some(background) = background.as_ref() {
             // The thread ends with the channel only.
@@ -451,7 +451,8 @@ impl Engine {
                     Some(Ok(fd)) => fd,
                     Some(Err(Interruption::Tripped(error))) => return Err(error),
                     Some(Err(Interruption::Deadline)) => {
-                        return Err(breaker.trip(Error::timeout(leader, call, self.timeout)));
+                        let (operation, waited) = (call.to_string(), self.timeout);
+                        return Err(breaker.trip(Error::Timeout { rank: leader, operation, waited }));
                     }
                     _ => return Err(breaker.lost(leader)),
                 }

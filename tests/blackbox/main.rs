@@ -1,0 +1,19 @@
+//! The real `muster`, its real processes and the real kubectl. Every test has a server of its own in a fresh folder on
+//! a free port.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may fail, wait and start things"
+)]
+
+mod crash;
+mod gangs;
+mod harness;
+mod kubectl;
+mod malformed;
+mod process;
+mod run;
+mod trace;
+mod up;

@@ -1,0 +1,123 @@
+//! `muster run` and the other commands, as a person types them.
+
+use crate::harness::{Ended, Server, ended, eventually, finish, muster, pytorch_job};
+use crate::process;
+use std::process::Stdio;
+
+/// `muster run` in a folder of its own, with no server around.
+fn run_alone(arguments: &[&str]) -> (tempfile::TempDir, Ended) {
+    let home = tempfile::Builder::new().prefix("muster-test-").tempdir().unwrap();
+    let mut command = muster(home.path());
+    // kubectl's own configuration is no server to run on.
+    command.arg("run").args(arguments).env("HOME", home.path());
+    let ended = finish(command, "");
+    assert_eq!(process::all_of(home.path()), [], "something is left");
+    (home, ended)
+}
+
+#[test]
+fn a_command_runs_as_a_gang_without_a_server() {
+    let (_, ended) = run_alone(&["--workers", "3", "--", "sh", "-c", "echo rank $RANK of $WORLD_SIZE"]);
+    let ended = ended.succeeded();
+    for (name, rank) in [("master-0", 0), ("worker-0", 1), ("worker-1", 2)] {
+        let line = ended.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{ended:?}"));
+        assert!(line.ends_with(&format!("rank {rank} of 3")), "{line}");
+    }
+    assert!(ended.stderr.contains("Succeeded"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_exit_code_is_the_jobs() {
+    let (_, ended) = run_alone(&["--workers", "2", "--", "sh", "-c", "[ $RANK = 0 ] && sleep 600; echo down; exit 7"]);
+    assert_eq!(ended.code, 7, "{ended:?}");
+    assert!(ended.stdout.contains("down"), "{ended:?}");
+}
+
+#[test]
+fn a_file_is_run_to_its_end() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("job.json");
+    std::fs::write(&file, pytorch_job("filed", "Never", 1, "echo hello from $RANK")).unwrap();
+    let (_, ended) = run_alone(&[file.to_str().unwrap()]);
+    assert!(ended.succeeded().stdout.contains("hello from 1"));
+    let (_, ended) = run_alone(&["/nowhere/job.yaml"]);
+    ended.failed_with(&["/nowhere/job.yaml"]);
+}
+
+#[test]
+fn ctrl_c_cancels_and_leaves_nothing() {
+    let home = tempfile::Builder::new().prefix("muster-test-").tempdir().unwrap();
+    let mut command = muster(home.path());
+    command.args(["run", "--workers", "2", "--", "sh", "-c", "echo up; exec sleep 600"]).env("HOME", home.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id() as i32;
+    eventually("both ranks to run", || {
+        (process::all_of(home.path()).iter().filter(|(_, command)| command.contains("sleep 600")).count() >= 2)
+            .then_some(())
+    });
+    process::signal(pid, 2);
+    let ended = ended(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 130, "{ended:?}");
+    assert_eq!(process::all_of(home.path()), []);
+}
+
+#[test]
+fn a_running_server_is_used() {
+    let server = Server::start(&[]);
+    let arguments = ["run", "--name", "here", "--", "sh", "-c", "echo on $MASTER_ADDR"];
+    assert!(server.muster(&arguments).succeeded().stdout.contains("on 127.0.0.1"));
+    assert!(server.muster(&["get", "pytorchjobs"]).succeeded().stdout.contains("here"));
+    server.muster(&arguments).failed_with(&["already exists"]);
+    server.muster(&["delete", "pytorchjob/here"]).succeeded();
+    server.muster(&["run", "--rm", "--name", "gone", "--", "true"]).succeeded();
+    assert_eq!(server.find(&["pytorchjob", "gone"]), None);
+}
+
+#[test]
+fn the_other_commands() {
+    let server = Server::start(&[]);
+    let file = server.path("job.json");
+    std::fs::write(&file, pytorch_job("tour", "Never", 1, "echo rank $RANK; sleep 0.2")).unwrap();
+    let file = file.to_str().unwrap();
+    assert!(server.muster(&["apply", "-f", file]).succeeded().stdout.contains("pytorchjob.kubeflow.org/tour created"));
+    server.muster(&["wait", "pytorchjob/tour", "--for", "Succeeded", "--timeout", "60s"]).succeeded();
+    assert!(server.muster(&["apply", "-f", file]).succeeded().stdout.contains("unchanged"));
+    let logs = server.muster(&["logs", "tour"]).succeeded().stdout;
+    assert_eq!(logs, "master-0 | rank 0\nworker-0 | rank 1\n");
+    assert_eq!(server.muster(&["logs", "-f", "tour"]).succeeded().stdout.lines().count(), 2);
+    assert_eq!(server.muster(&["logs", "pod/tour-worker-0"]).succeeded().stdout, "rank 1\n");
+    let described = server.muster(&["describe", "pytorchjob", "tour"]).succeeded().stdout;
+    for part in
+        ["Replicas:", "Conditions:", "PyTorchJobSucceeded", "Pods:", "tour-worker-0", "Events:", "SuccessfulCreatePod"]
+    {
+        assert!(described.contains(part), "{part} is not in\n{described}");
+    }
+    assert_eq!(
+        server.muster(&["get", "pod", "-o", "name"]).succeeded().stdout,
+        "pod/tour-master-0\npod/tour-worker-0\n"
+    );
+    let yaml = server.muster(&["get", "pytorchjob", "tour", "-o", "yaml"]).succeeded().stdout;
+    assert!(yaml.contains("kind: PyTorchJob") && !yaml.contains("managedFields"), "{yaml}");
+    assert!(server.muster(&["get", "po", "-A", "-o", "wide"]).succeeded().stdout.starts_with("NAMESPACE"));
+    server.muster(&["delete", "-f", file]).succeeded();
+    server.muster(&["get", "pytorchjob", "tour"]).failed_with(&["NotFound", "\"tour\" not found"]);
+    server.muster(&["logs", "tour"]).failed_with(&["no job and no pod"]);
+    server.muster(&["get", "cooks"]).failed_with(&["cooks", "api-resources"]);
+    assert!(server.muster(&["version"]).succeeded().stdout.contains("server v1."));
+}
+
+#[test]
+fn without_a_server_the_error_says_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    let get = || {
+        let mut command = muster(home.path());
+        command.args(["get", "pods"]).env("HOME", home.path());
+        finish(command, "")
+    };
+    get().failed_with(&["muster up"]);
+    for shell in ["bash", "zsh", "fish"] {
+        let mut command = muster(home.path());
+        command.args(["completion", shell]);
+        assert!(finish(command, "").succeeded().stdout.contains("muster"));
+    }
+}
