@@ -180,9 +180,11 @@ impl Session {
     }
 
     /// Goes for good. `finished` says that the job's work is done. Waits a moment for the server to hear it.
-    pub async fn leave(mut self, finished: bool) {
+    pub async fn leave(&self, finished: bool) {
         let _ = self.say.send(Say::Leave { finished }).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.task).await;
+        let mut view = self.view.clone();
+        let gone = view.wait_for(|view| matches!(view, View::Over(_)));
+        let _ = tokio::time::timeout(Duration::from_secs(2), gone).await;
     }
 }
 
@@ -213,7 +215,10 @@ impl Attendance {
         let mut delay = first_delay;
         loop {
             match self.attend().await {
-                End::Left => return,
+                End::Left => {
+                    self.show.send_replace(View::Over(JoinError::Closed));
+                    return;
+                }
                 End::Over(error) => {
                     self.show.send_replace(View::Over(error));
                     return;

@@ -1,1 +1,24 @@
-//! The data-parallel training runtime on libtorch
+//! The data-parallel training runtime on libtorch.
+//!
+//! One process is one rank. Its contract with whoever starts it is its environment ([`env`]), its arguments
+//! ([`cli`]) and the rendezvous; it knows nothing of Kubernetes. The path of a step:
+//!
+//! ```text
+//! sampler -> data -> models -> backward -> ddp::bucket -> ddp::group (collectives) -> optimizer
+//! ```
+//!
+//! [`train`] drives it. When a rank is lost, [`ddp::membership`] waits for the next epoch, the ranks take over the
+//! furthest state that one of them holds, and training goes on from there.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod data;
+pub mod ddp;
+pub mod env;
+pub mod evaluate;
+pub mod metrics;
+pub mod models;
+pub mod optimizer;
+pub mod parameters;
+pub mod sampler;
+pub mod train;

@@ -1,0 +1,440 @@
+//! A training run, from joining the job to the last checkpoint.
+//!
+//! The run is a state (parameters, optimizer, progress) and a loop over the epochs of the membership. At the start of
+//! each the ranks take over the state of the one that is furthest: a survivor, or whoever found the latest
+//! checkpoint. A step changes the state only after its gradients have been reduced on all ranks, so an
+//! interrupted step leaves no trace, and a run that lost ranks ends with the same bits as one that did not.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tch::{Reduction, Tensor};
+use tracing::{debug, info, warn};
+
+use crate::checkpoint::{self, CheckpointError, Progress, Sidecar};
+use crate::cli::{DataArgs, TrainArgs};
+use crate::data::{DataError, Dataset, Split};
+use crate::ddp::group::Group;
+use crate::ddp::membership::{Member, MemberError};
+use crate::env::Environment;
+use crate::evaluate::{Score, evaluate};
+use crate::metrics::{Metrics, Record};
+use crate::models::Model;
+use crate::optimizer::Optimizer;
+use crate::parameters::Parameters;
+use crate::sampler::EpochOrder;
+
+/// So many epochs of the membership in a row may end without a step of progress.
+const FUTILE_EPOCHS: u32 = 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Member(#[from] MemberError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("failed to write the metrics: {0}")]
+    Metrics(#[source] std::io::Error),
+    #[error("{needed} samples make one step of {world} ranks, the training set has {samples}")]
+    TooFewSamples { needed: usize, world: usize, samples: usize },
+    #[error("{FUTILE_EPOCHS} attempts in a row ended without a step, the last one thus: {0}")]
+    Futile(muster_collectives::Error),
+    #[error("the loss is {loss} at step {step}; a lower --lr may help")]
+    Diverged { step: u64, loss: f64 },
+    #[error("no folder for the data is known: give one with --data")]
+    NoDataFolder,
+}
+
+impl TrainError {
+    /// Whether another try, perhaps on another machine, may succeed.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            TrainError::Futile(_)
+                | TrainError::Member(
+                    MemberError::Join(muster_rendezvous::client::JoinError::Timeout { .. })
+                        | MemberError::Unreachable { .. }
+                        | MemberError::Listen(_)
+                )
+        )
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Finished,
+    /// By SIGTERM or SIGINT, after a checkpoint.
+    Stopped,
+}
+
+pub fn data_folder(args: &DataArgs, environment: &Environment) -> Result<PathBuf, TrainError> {
+    let cached = || environment.cached(args.dataset.folder());
+    args.data.clone().or_else(cached).ok_or(TrainError::NoDataFolder)
+}
+
+/// Trains until the run is done or stopped.
+pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, TrainError> {
+    let started = Instant::now();
+    let mut member = Member::start(environment, args.join_timeout)?;
+    let outcome = match Run::prepare(args, environment, started) {
+        Ok(mut run) => run.drive(&mut member),
+        Err(error) => Err(error),
+    };
+    // A job whose work is done turns away late ranks; that is no failure of theirs.
+    let outcome = match outcome {
+        Err(TrainError::Member(MemberError::Join(muster_rendezvous::client::JoinError::Finished))) => {
+            println!("the job has already finished");
+            Ok(Outcome::Finished)
+        }
+        outcome => outcome,
+    };
+    member.leave(matches!(outcome, Ok(Outcome::Finished)));
+    outcome
+}
+
+struct Run<'a> {
+    args: &'a TrainArgs,
+    train: Dataset,
+    test: Dataset,
+    model: Model,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    buckets: Vec<std::ops::Range<usize>>,
+    progress: Progress,
+    saved: Option<Progress>,
+    metrics: Metrics,
+    /// The rank in the last epoch of the membership.
+    rank: usize,
+    started: Instant,
+    pace: Pace,
+}
+
+/// Samples and time of the steps that this process has done.
+#[derive(Debug, Default)]
+struct Pace {
+    total: Span,
+    epoch: Span,
+    report: Span,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Span {
+    samples: usize,
+    steps: u32,
+    busy: Duration,
+}
+
+impl Span {
+    fn add(&mut self, samples: usize, busy: Duration) {
+        self.samples += samples;
+        self.steps += 1;
+        self.busy += busy;
+    }
+
+    fn samples_per_second(&self) -> f64 {
+        self.samples as f64 / self.busy.as_secs_f64().max(1e-9)
+    }
+
+    fn step_seconds(&self) -> f64 {
+        self.busy.as_secs_f64() / f64::from(self.steps.max(1))
+    }
+}
+
+enum Halt {
+    Finished(Score),
+    Stopped,
+}
+
+enum Interruption {
+    Group(muster_collectives::Error),
+    Error(TrainError),
+}
+
+impl From<muster_collectives::Error> for Interruption {
+    fn from(error: muster_collectives::Error) -> Interruption {
+        Interruption::Group(error)
+    }
+}
+
+impl<E: Into<TrainError>> From<E> for Interruption {
+    fn from(error: E) -> Interruption {
+        Interruption::Error(error.into())
+    }
+}
+
+impl<'a> Run<'a> {
+    fn prepare(args: &'a TrainArgs, environment: &Environment, started: Instant) -> Result<Run<'a>, TrainError> {
+        let folder = data_folder(&args.data, environment)?;
+        let mut train = Dataset::load(&folder, Split::Train)?;
+        let test = Dataset::load(&folder, Split::Test)?;
+        let (height, width) = train.picture();
+        let model = Model { architecture: args.model, height, width, classes: train.classes() };
+        if let Some(samples) = args.train_samples {
+            train.truncate(samples as usize);
+        }
+        let parameters = Parameters::new(&model, args.seed);
+        let optimizer = Optimizer::new(args.settings(), parameters.values());
+        let mut run = Run {
+            args,
+            train,
+            test,
+            model,
+            buckets: parameters.buckets(args.bucket_bytes),
+            parameters,
+            optimizer,
+            progress: Progress::default(),
+            saved: None,
+            metrics: Metrics::open(args.metrics.as_deref()).map_err(TrainError::Metrics)?,
+            rank: 0,
+            started,
+            pace: Pace::default(),
+        };
+        if let (true, Some(folder)) = (args.resume, &args.checkpoint_dir) {
+            run.resume(folder)?;
+        }
+        Ok(run)
+    }
+
+    fn resume(&mut self, folder: &Path) -> Result<(), TrainError> {
+        let loaded = match checkpoint::latest(folder) {
+            Ok(loaded) => loaded,
+            Err(CheckpointError::None { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        loaded.restore_parameters(&self.parameters)?;
+        loaded.restore_optimizer(&self.parameters, &self.optimizer)?;
+        self.progress = loaded.sidecar.progress;
+        self.saved = Some(self.progress);
+        info!(path = %loaded.path().display(), step = self.progress.step, "resuming from a checkpoint");
+        Ok(())
+    }
+
+    /// Works through the epochs of the membership until the run has ended.
+    fn drive(&mut self, member: &mut Member) -> Result<Outcome, TrainError> {
+        let mut futile = 0;
+        loop {
+            let place = match member.next_place() {
+                Ok(place) => place,
+                Err(MemberError::Stopped) => return self.stop(),
+                Err(error) => return Err(error.into()),
+            };
+            let before = self.progress.step;
+            self.rank = place.group.rank();
+            self.set_threads(place.local_world);
+            match self.work(&place.group, place.epoch, member) {
+                Ok(Halt::Finished(score)) => {
+                    self.finish(&place.group, score)?;
+                    return Ok(Outcome::Finished);
+                }
+                Ok(Halt::Stopped) => return self.stop(),
+                Err(Interruption::Error(error)) => return Err(error),
+                Err(Interruption::Group(error)) => {
+                    let cause = error.to_string();
+                    warn!(epoch = place.epoch, step = self.progress.step, "interrupted: {cause}");
+                    self.record(&Record::Interrupted {
+                        membership: place.epoch,
+                        step: self.progress.step,
+                        cause: &cause,
+                    })?;
+                    futile = if self.progress.step > before { 0 } else { futile + 1 };
+                    if futile >= FUTILE_EPOCHS {
+                        return Err(TrainError::Futile(error));
+                    }
+                    member.broken(place.epoch, &cause);
+                }
+            }
+        }
+    }
+
+    fn work(&mut self, group: &Group, membership: u64, member: &Member) -> Result<Halt, Interruption> {
+        self.take_over(group)?;
+        let world = group.world();
+        let batch = self.args.batch_size as usize;
+        if batch * world > self.train.len() {
+            let (needed, samples) = (batch * world, self.train.len());
+            return Err(TrainError::TooFewSamples { needed, world, samples }.into());
+        }
+        let threads = tch::get_num_threads();
+        let (parameters, step) = (self.parameters.count(), self.progress.step);
+        if group.rank() == 0 {
+            println!(
+                "training {}: {parameters} parameters, {world} ranks of {threads} threads, from step {step}",
+                self.model.architecture
+            );
+            self.record(&Record::Start { membership, world, threads, parameters, step })?;
+        }
+
+        let mut score = None;
+        while self.progress.epoch < self.args.epochs {
+            let order = EpochOrder::new(self.train.len(), self.args.seed, self.progress.epoch);
+            while let Some(samples) = order.batch(self.progress.offset as usize, batch, group.rank(), world) {
+                if member.stop().is_set() {
+                    return Ok(Halt::Stopped);
+                }
+                self.step(group, samples)?;
+                member.progress(self.progress.step);
+            }
+            let result = evaluate(&self.model, &self.parameters, &self.test, group)?;
+            score = Some(result);
+            self.progress = Progress { step: self.progress.step, epoch: self.progress.epoch + 1, offset: 0 };
+            if group.rank() == 0 {
+                self.report_epoch(result)?;
+                self.save()?;
+            }
+            self.pace.epoch = Span::default();
+        }
+        let score = match score {
+            Some(score) => score,
+            // Resumed from the checkpoint of a run that was done.
+            None => evaluate(&self.model, &self.parameters, &self.test, group)?,
+        };
+        // Nobody leaves before the last checkpoint is on disk and every rank is done.
+        group.barrier()?;
+        Ok(Halt::Finished(score))
+    }
+
+    /// All ranks take over the state of the one that is furthest; of several, of the lowest rank.
+    fn take_over(&mut self, group: &Group) -> Result<(), muster_collectives::Error> {
+        if group.world() == 1 {
+            return Ok(());
+        }
+        // The state of a rank is ordered by its step, then by whether its epoch is closed.
+        let mut states = vec![0i64; group.world() * 2];
+        states[group.rank() * 2] = self.progress.step as i64;
+        states[group.rank() * 2 + 1] = self.progress.epoch as i64;
+        group.sum_counts(&mut states)?;
+        let states: Vec<&[i64]> = states.chunks(2).collect();
+        let furthest = states.iter().copied().max().unwrap_or(&[0, 0]);
+        let source = states.iter().position(|state| *state == furthest).unwrap_or(0);
+        let mut progress = [self.progress.step as i64, self.progress.epoch as i64, self.progress.offset as i64];
+        group.broadcast_numbers(&mut progress, source)?;
+        group.broadcast(self.parameters.values(), source)?;
+        for (_, slot) in self.optimizer.state() {
+            group.broadcast(slot, source)?;
+        }
+        let [step, epoch, offset] = progress.map(|number| number.max(0) as u64);
+        self.progress = Progress { step, epoch, offset };
+        Ok(())
+    }
+
+    fn step(&mut self, group: &Group, samples: &[i64]) -> Result<(), Interruption> {
+        let started = Instant::now();
+        let (pictures, labels) = self.train.batch(samples);
+        self.parameters.clear_gradients();
+        let scores = self.model.forward(self.parameters.leaves(), &pictures);
+        let none: Option<Tensor> = None;
+        let loss = scores.cross_entropy_loss(&labels, none, Reduction::Mean, -100, 0.0);
+        loss.backward();
+        self.parameters.set_loss(&loss.detach());
+        for bucket in &self.buckets {
+            group.mean(self.parameters.gradients_with_loss(), bucket.clone())?;
+        }
+
+        // From here on nothing fails: the step is either done on this rank as a whole or not at all.
+        let loss = self.parameters.loss();
+        let all = samples.len() * group.world();
+        let done = (self.progress.epoch as f64 + self.progress.offset as f64 / self.train.len() as f64)
+            / self.args.epochs as f64;
+        let lr = self.args.learning_rate() * self.args.schedule.factor(done);
+        self.progress.step += 1;
+        self.progress.offset += all as u64;
+        self.optimizer.step(self.parameters.values(), &self.parameters.gradients(), lr, self.progress.step);
+        let busy = started.elapsed();
+        for span in [&mut self.pace.total, &mut self.pace.epoch, &mut self.pace.report] {
+            span.add(all, busy);
+        }
+        if !loss.is_finite() {
+            return Err(TrainError::Diverged { step: self.progress.step, loss }.into());
+        }
+        if group.rank() == 0 {
+            if self.progress.step.is_multiple_of(self.args.log_every) {
+                self.report_step(loss, lr)?;
+            }
+            if self.args.checkpoint_every.is_some_and(|every| self.progress.step.is_multiple_of(every)) {
+                self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn report_step(&mut self, loss: f64, learning_rate: f64) -> Result<(), TrainError> {
+        let span = std::mem::take(&mut self.pace.report);
+        let (samples_per_second, step_seconds) = (span.samples_per_second(), span.step_seconds());
+        let Progress { step, epoch, .. } = self.progress;
+        println!(
+            "step {step:>6}  epoch {}/{}  loss {loss:.4}  lr {learning_rate:.5}  {samples_per_second:.0} samples/s",
+            epoch + 1,
+            self.args.epochs
+        );
+        self.record(&Record::Step { step, epoch: epoch + 1, loss, learning_rate, samples_per_second, step_seconds })
+    }
+
+    fn report_epoch(&mut self, score: Score) -> Result<(), TrainError> {
+        let span = self.pace.epoch;
+        let (samples_per_second, seconds) = (span.samples_per_second(), span.busy.as_secs_f64());
+        let Progress { step, epoch, .. } = self.progress;
+        let Score { loss, accuracy, .. } = score;
+        println!(
+            "epoch {epoch}/{} done  loss {loss:.4}  accuracy {accuracy:.4}  {samples_per_second:.0} samples/s  {seconds:.1} s",
+            self.args.epochs
+        );
+        self.record(&Record::Epoch { step, epoch, loss, accuracy, samples_per_second, seconds })
+    }
+
+    fn finish(&mut self, group: &Group, score: Score) -> Result<(), TrainError> {
+        let digest = self.parameters.digest();
+        println!("rank {} of {}: parameters sha256:{digest}", group.rank(), group.world());
+        if group.rank() != 0 {
+            return Ok(());
+        }
+        let Score { loss, accuracy, .. } = score;
+        let samples_per_second = self.pace.total.samples_per_second();
+        let seconds = self.started.elapsed().as_secs_f64();
+        println!(
+            "finished: accuracy={accuracy:.4} loss={loss:.4} samples_per_second={samples_per_second:.0} seconds={seconds:.1}"
+        );
+        let step = self.progress.step;
+        self.record(&Record::Finish { step, loss, accuracy, samples_per_second, seconds, parameters: &digest })
+    }
+
+    fn stop(&mut self) -> Result<Outcome, TrainError> {
+        println!("asked to stop at step {}", self.progress.step);
+        if self.rank == 0 {
+            self.save()?;
+        }
+        Ok(Outcome::Stopped)
+    }
+
+    /// Saves the state, unless it is saved already or no folder was given.
+    fn save(&mut self) -> Result<(), TrainError> {
+        let Some(folder) = &self.args.checkpoint_dir else { return Ok(()) };
+        if self.saved == Some(self.progress) || self.progress == Progress::default() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let mut sidecar = Sidecar::new(self.model, self.optimizer.settings(), self.args.seed);
+        sidecar.progress = self.progress;
+        let path = checkpoint::save(folder, self.args.keep as usize, &sidecar, &self.parameters, &self.optimizer)?;
+        self.saved = Some(self.progress);
+        let seconds = started.elapsed().as_secs_f64();
+        debug!(path = %path.display(), seconds, "checkpoint saved");
+        let step = self.progress.step;
+        self.record(&Record::Checkpoint { step, path: &path.to_string_lossy(), seconds })
+    }
+
+    /// Only rank 0 keeps records: the ranks share their arguments, and so the file.
+    fn record(&mut self, record: &Record<'_>) -> Result<(), TrainError> {
+        if self.rank != 0 {
+            return Ok(());
+        }
+        self.metrics.write(record).map_err(TrainError::Metrics)
+    }
+
+    fn set_threads(&self, local_world: usize) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = i32::try_from((cores / local_world).max(1)).unwrap_or(1);
+        tch::set_num_threads(self.args.threads.unwrap_or(share));
+    }
+}
