@@ -1,0 +1,8 @@
+//! What controllers share: caches fed by watches, a work queue, a recorder of events.
+//!
+//! Nothing here knows what is decided; the training operator's deciders know nothing of what is here.
+
+pub mod cache;
+pub mod queue;
+pub mod recorder;
+pub mod resource;
