@@ -4,15 +4,27 @@
 pub mod metadata;
 pub mod names;
 
+mod apps;
+mod autoscaling;
+mod batch;
+mod cluster;
 mod columns;
+mod config;
+mod core_kinds;
+mod event;
 mod kinds;
+mod label_selector;
+mod pod;
+mod rbac;
 mod rows;
+mod service;
+mod storage;
 mod table;
 mod value;
 mod wire;
 
 pub use columns::{Column, Doc};
-pub use table::all;
+pub use table::{all, seeds};
 
 use crate::error::ApiResult;
 use muster_api::field::FieldError;

@@ -12,6 +12,10 @@ pub(super) const AGE: Column = Column::new("Age", Doc::Field(ObjectMeta::json_sc
 pub(super) const NAME_AGE: &[Column] =
     &[NAME, Column::new("Created At", Doc::Field(ObjectMeta::json_schema, "creationTimestamp")).typed("date")];
 
+pub(super) const CONTAINERS: Column = Column::wide("Containers", Doc::Text("Names of each container in the template."));
+pub(super) const IMAGES: Column =
+    Column::wide("Images", Doc::Text("Images referenced by each container in the template."));
+
 /// The row of a kind that has no columns of its own.
 pub(super) fn name_age(object: &Value, _now: i64) -> Vec<Value> {
     vec![name(object), text(object, "/metadata/creationTimestamp").into()]

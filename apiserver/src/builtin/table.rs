@@ -7,10 +7,38 @@ use std::sync::LazyLock;
 /// Every kind that the server has without a CustomResourceDefinition.
 pub fn all() -> &'static [BuiltinKind] {
     static ALL: LazyLock<Vec<BuiltinKind>> = LazyLock::new(|| {
-        let groups: [&[BuiltinKind]; 1] = [super::kinds::KINDS];
-        groups.concat()
+        [
+            super::apps::KINDS,
+            super::autoscaling::KINDS,
+            super::batch::KINDS,
+            super::cluster::KINDS,
+            super::config::KINDS,
+            super::core_kinds::KINDS,
+            super::event::KINDS,
+            super::kinds::KINDS,
+            super::pod::KINDS,
+            super::rbac::KINDS,
+            super::service::KINDS,
+            super::storage::KINDS,
+        ]
+        .concat()
     });
     &ALL
+}
+
+/// Objects that a new store is filled with, as (group, plural, object): namespaces, roles, priority classes.
+pub fn seeds() -> Vec<(String, &'static str, Value)> {
+    let namespaces = ["default", "kube-node-lease", "kube-public", "kube-system"].map(|name| {
+        let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ("namespaces", object)
+    });
+    let all = namespaces.into_iter().chain(super::kinds::seeds()).chain(super::rbac::seeds());
+    all.map(|(plural, object)| {
+        let api_version = object.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+        let group = api_version.split_once('/').map_or("", |(group, _)| group).to_owned();
+        (group, plural, object)
+    })
+    .collect()
 }
 
 /// What most kinds have in common: namespaced, all verbs, a name that is a DNS subdomain, no rules of their own.
@@ -71,6 +99,77 @@ pub(super) fn keep_status(new: &mut Value, old: &Value, subresource: &str) {
     for (key, value) in old {
         if !mine(key) && restored(key) {
             new.insert(key.clone(), value.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_kind_has_a_row_for_its_columns() {
+        for kind in all() {
+            let mut object = json!({"metadata": {"name": "a", "creationTimestamp": "2020-01-01T00:00:00Z"}});
+            (kind.default)(&mut object);
+            assert_eq!((kind.row)(&object, 0).len(), kind.columns.len(), "{}", kind.kind);
+            let definitions = kind.column_definitions();
+            for definition in definitions.as_array().unwrap() {
+                assert_ne!(definition["description"], "", "{} {definition}", kind.kind);
+            }
+            let fields = (kind.fields)(&object);
+            for label in kind.field_labels {
+                assert!(fields.contains_key(*label), "{} {label}", kind.kind);
+            }
+        }
+    }
+
+    #[test]
+    fn defaulting_twice_changes_nothing() {
+        for kind in all() {
+            let mut once = json!({"metadata": {"name": "a"}, "spec": {}});
+            (kind.default)(&mut once);
+            let mut twice = once.clone();
+            (kind.default)(&mut twice);
+            assert_eq!(once, twice, "{}", kind.kind);
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut seen = std::collections::BTreeSet::new();
+        for kind in all() {
+            assert!(seen.insert((kind.group, kind.version, kind.plural)), "{}", kind.plural);
+            assert_eq!(kind.singular, kind.kind.to_lowercase());
+        }
+    }
+
+    #[test]
+    fn hostile_objects_panic_nowhere() {
+        let leaf = [json!(null), json!([]), json!({}), json!("x"), json!(-1), json!([null, 1, "x", {}, []])];
+        for kind in all() {
+            for value in &leaf {
+                let mut object = json!({"metadata": value, "spec": value, "status": value, "rules": value,
+                    "subjects": value, "data": value, "subsets": value, "endpoints": value, "webhooks": value});
+                let context = super::super::Context {
+                    now: "",
+                    namespace: Some("n"),
+                    subresource: "",
+                    objects: &super::super::NoObjects,
+                    random: &|| 3,
+                };
+                (kind.default)(&mut object);
+                let _ = (kind.admit)(&mut object, None, &context);
+                (kind.prepare_create)(&mut object, &context);
+                let old = object.clone();
+                (kind.prepare_update)(&mut object, &old, &context);
+                (kind.validate)(&object, &context);
+                (kind.validate_update)(&object, &old, &context);
+                (kind.row)(&object, 0);
+                (kind.fields)(&object);
+                (kind.grace)(&object, None);
+            }
         }
     }
 }

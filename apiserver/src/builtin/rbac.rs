@@ -1,0 +1,295 @@
+//! Roles and bindings, and the roles that every cluster has.
+
+use super::columns::{Column, Doc};
+use super::rows::{AGE, NAME, age, name};
+use super::table::BASE;
+use super::value::{field, fields, fill, items, items_mut};
+use super::{BuiltinKind, NameRule, wire};
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use muster_api::field::FieldError;
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+const RBAC: BuiltinKind =
+    BuiltinKind { group: GROUP, name_rule: NameRule::PathSegment, create_on_update: true, ..BASE };
+const ROLE: BuiltinKind = BuiltinKind {
+    default: |role| {
+        wire::normalise(role);
+        fill(role, "rules", Value::Null);
+    },
+    validate: |role, context| validate_role(role, context.namespace.is_some()),
+    ..RBAC
+};
+const BINDING: BuiltinKind = BuiltinKind {
+    default: default_binding,
+    validate: |binding, context| validate_binding(binding, context.namespace.is_some()),
+    validate_update: |new, old, _| {
+        if new.get("roleRef") == old.get("roleRef") {
+            return Vec::new();
+        }
+        vec![FieldError::invalid("roleRef", new.get("roleRef").unwrap_or(&Value::Null), "cannot change roleRef")]
+    },
+    columns: &[
+        NAME,
+        Column::new("Role", Doc::Field(RoleBinding::json_schema, "roleRef")),
+        AGE,
+        Column::wide("Users", Doc::Text("Users in the roleBinding")),
+        Column::wide("Groups", Doc::Text("Groups in the roleBinding")),
+        Column::wide("ServiceAccounts", Doc::Text("ServiceAccounts in the roleBinding")),
+    ],
+    row: binding_row,
+    ..RBAC
+};
+
+pub(super) const KINDS: &[BuiltinKind] = &[
+    BuiltinKind {
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        singular: "clusterrolebinding",
+        namespaced: false,
+        columns: &[
+            NAME,
+            Column::new("Role", Doc::Field(k8s_openapi::api::rbac::v1::ClusterRoleBinding::json_schema, "roleRef")),
+            AGE,
+            Column::wide("Users", Doc::Text("Users in the clusterRoleBinding")),
+            Column::wide("Groups", Doc::Text("Groups in the clusterRoleBinding")),
+            Column::wide("ServiceAccounts", Doc::Text("ServiceAccounts in the clusterRoleBinding")),
+        ],
+        ..BINDING
+    },
+    BuiltinKind { kind: "ClusterRole", plural: "clusterroles", singular: "clusterrole", namespaced: false, ..ROLE },
+    BuiltinKind { kind: "RoleBinding", plural: "rolebindings", singular: "rolebinding", ..BINDING },
+    BuiltinKind { kind: "Role", plural: "roles", singular: "role", ..ROLE },
+];
+
+fn default_binding(binding: &mut Value) {
+    wire::normalise(binding);
+    if let Some(role) = binding.get_mut("roleRef") {
+        fill(role, "apiGroup", GROUP);
+    }
+    for subject in items_mut(binding, "subjects") {
+        match field(subject, "kind") {
+            "User" | "Group" => fill(subject, "apiGroup", GROUP),
+            // The core group is written by leaving it out.
+            "ServiceAccount" if field(subject, "apiGroup").is_empty() => {
+                fields(subject).remove("apiGroup");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn validate_role(role: &Value, namespaced: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (i, rule) in items(role, "rules").iter().enumerate() {
+        let path = format!("rules[{i}]");
+        if items(rule, "verbs").is_empty() {
+            errors.push(FieldError::required(format!("{path}.verbs"), "verbs must contain at least one value"));
+        }
+        if !items(rule, "nonResourceURLs").is_empty() {
+            let value = &rule["nonResourceURLs"];
+            let path = format!("{path}.nonResourceURLs");
+            if namespaced {
+                let why = "namespaced rules cannot apply to non-resource URLs";
+                errors.push(FieldError::invalid(path, value, why));
+            } else if ["apiGroups", "resources", "resourceNames"].iter().any(|k| !items(rule, k).is_empty()) {
+                let why = "rules cannot apply to both regular resources and non-resource URLs";
+                errors.push(FieldError::invalid(path, value, why));
+            }
+            continue;
+        }
+        for (key, why) in [
+            ("apiGroups", "resource rules must supply at least one api group"),
+            ("resources", "resource rules must supply at least one resource"),
+        ] {
+            if items(rule, key).is_empty() {
+                errors.push(FieldError::required(format!("{path}.{key}"), why));
+            }
+        }
+    }
+    errors
+}
+
+fn validate_binding(binding: &Value, namespaced: bool) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let empty = json!({});
+    let role = binding.get("roleRef").unwrap_or(&empty);
+    if field(role, "apiGroup") != GROUP {
+        let value = Value::from(field(role, "apiGroup"));
+        errors.push(FieldError::not_supported("roleRef.apiGroup", &value, &[GROUP]));
+    }
+    let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
+    if !kinds.contains(&field(role, "kind")) {
+        errors.push(FieldError::not_supported("roleRef.kind", &Value::from(field(role, "kind")), kinds));
+    }
+    if field(role, "name").is_empty() {
+        errors.push(FieldError::required("roleRef.name", ""));
+    }
+    for (i, subject) in items(binding, "subjects").iter().enumerate() {
+        let path = format!("subjects[{i}]");
+        if field(subject, "name").is_empty() {
+            errors.push(FieldError::required(format!("{path}.name"), ""));
+        }
+        let kind = field(subject, "kind");
+        match kind {
+            "ServiceAccount" if namespaced || !field(subject, "namespace").is_empty() => {}
+            "ServiceAccount" => errors.push(FieldError::required(format!("{path}.namespace"), "")),
+            "User" | "Group" => {
+                if field(subject, "apiGroup") != GROUP {
+                    let value = Value::from(field(subject, "apiGroup"));
+                    errors.push(FieldError::not_supported(format!("{path}.apiGroup"), &value, &[GROUP]));
+                }
+            }
+            _ => {
+                let supported = ["ServiceAccount", "User", "Group"];
+                errors.push(FieldError::not_supported(format!("{path}.kind"), &Value::from(kind), &supported));
+            }
+        }
+    }
+    errors
+}
+
+fn binding_row(binding: &Value, now: i64) -> Vec<Value> {
+    let empty = json!({});
+    let role = binding.get("roleRef").unwrap_or(&empty);
+    let of = |kind: &str| -> Value {
+        let subjects = items(binding, "subjects").iter().filter(|s| field(s, "kind") == kind);
+        let names = subjects.map(|s| match (kind, field(s, "namespace")) {
+            ("ServiceAccount", namespace) => format!("{namespace}/{}", field(s, "name")),
+            _ => field(s, "name").to_owned(),
+        });
+        names.collect::<Vec<_>>().join(", ").into()
+    };
+    let role = format!("{}/{}", field(role, "kind"), field(role, "name"));
+    vec![name(binding), role.into(), age(binding, now), of("User"), of("Group"), of("ServiceAccount")]
+}
+
+/// The cluster roles and bindings that are there from the start.
+pub(super) fn seeds() -> Vec<(&'static str, Value)> {
+    let role = |name: &str, rules: Value| {
+        let metadata = json!({"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+            "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}});
+        (
+            "clusterroles",
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": metadata, "rules": rules}),
+        )
+    };
+    let binding = |name: &str, role: &str, group: &str| {
+        let metadata = json!({"name": name, "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
+            "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"}});
+        (
+            "clusterrolebindings",
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": metadata, "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": GROUP, "kind": "Group", "name": group}]}),
+        )
+    };
+    let read = json!(["get", "list", "watch"]);
+    let change = json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]);
+    let workloads = |verbs: &Value| {
+        json!([
+            {"apiGroups": [""], "verbs": verbs, "resources": ["configmaps", "endpoints", "events",
+                "persistentvolumeclaims", "pods", "pods/log", "pods/status", "replicationcontrollers", "services"]},
+            {"apiGroups": ["apps"], "verbs": verbs, "resources": ["controllerrevisions", "daemonsets", "deployments",
+                "deployments/scale", "replicasets", "replicasets/scale", "statefulsets", "statefulsets/scale"]},
+            {"apiGroups": ["batch"], "verbs": verbs, "resources": ["cronjobs", "jobs"]},
+            {"apiGroups": ["autoscaling"], "verbs": verbs, "resources": ["horizontalpodautoscalers"]},
+            {"apiGroups": ["policy"], "verbs": verbs, "resources": ["poddisruptionbudgets"]},
+            {"apiGroups": ["networking.k8s.io"], "verbs": verbs, "resources": ["ingresses", "networkpolicies"]},
+            {"apiGroups": ["coordination.k8s.io"], "verbs": verbs, "resources": ["leases"]},
+            {"apiGroups": ["discovery.k8s.io"], "verbs": verbs, "resources": ["endpointslices"]},
+            {"apiGroups": ["kubeflow.org", "scheduling.x-k8s.io"], "verbs": verbs, "resources": ["*"]},
+        ])
+    };
+    let with = |rules: Value, more: Value| {
+        let mut rules = rules.as_array().cloned().unwrap_or_default();
+        rules.extend(more.as_array().cloned().unwrap_or_default());
+        Value::Array(rules)
+    };
+    let edit_only = json!([
+        {"apiGroups": [""], "verbs": change, "resources": ["secrets", "serviceaccounts"]},
+        {"apiGroups": [""], "verbs": ["create"], "resources": ["pods/attach", "pods/eviction", "pods/exec",
+            "pods/portforward", "serviceaccounts/token"]},
+        {"apiGroups": [""], "verbs": read, "resources": ["limitranges", "namespaces", "resourcequotas"]},
+    ]);
+    let admin_only = json!([
+        {"apiGroups": [GROUP], "verbs": change, "resources": ["rolebindings", "roles"]},
+        {"apiGroups": ["authorization.k8s.io"], "verbs": ["create"], "resources": ["localsubjectaccessreviews"]},
+    ]);
+    let view_only = json!([
+        {"apiGroups": [""], "verbs": read, "resources": ["limitranges", "namespaces", "resourcequotas", "serviceaccounts"]},
+    ]);
+    let edit = with(workloads(&change), edit_only);
+    vec![
+        role(
+            "cluster-admin",
+            json!([
+                {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+                {"nonResourceURLs": ["*"], "verbs": ["*"]},
+            ]),
+        ),
+        role("admin", with(edit.clone(), admin_only)),
+        role("edit", edit),
+        role("view", with(workloads(&read), view_only)),
+        role(
+            "system:basic-user",
+            json!([
+                {"apiGroups": ["authorization.k8s.io"], "verbs": ["create"],
+                    "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]},
+                {"apiGroups": ["authentication.k8s.io"], "verbs": ["create"], "resources": ["selfsubjectreviews"]},
+            ]),
+        ),
+        role(
+            "system:discovery",
+            json!([
+                {"nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*",
+                    "/readyz", "/version", "/version/"], "verbs": ["get"]},
+            ]),
+        ),
+        role(
+            "system:public-info-viewer",
+            json!([
+                {"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"], "verbs": ["get"]},
+            ]),
+        ),
+        binding("cluster-admin", "cluster-admin", "system:masters"),
+        binding("system:basic-user", "system:basic-user", "system:authenticated"),
+        binding("system:discovery", "system:discovery", "system:authenticated"),
+        binding("system:public-info-viewer", "system:public-info-viewer", "system:authenticated"),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_valid() {
+        for (plural, mut object) in seeds() {
+            let errors = if plural == "clusterroles" {
+                validate_role(&object, false)
+            } else {
+                default_binding(&mut object);
+                validate_binding(&object, false)
+            };
+            assert_eq!(errors, [], "{object}");
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        let role = json!({"rules": [{"apiGroups": [""], "resources": ["pods"]}, {"verbs": ["get"], "nonResourceURLs": ["/x"]}]});
+        let paths = |errors: Vec<FieldError>| errors.into_iter().map(|e| e.field).collect::<Vec<_>>();
+        assert_eq!(paths(validate_role(&role, true)), ["rules[0].verbs", "rules[1].nonResourceURLs"]);
+        let mut binding = json!({"roleRef": {"kind": "Role", "name": "r"}, "subjects": [
+            {"kind": "User", "name": "u"}, {"kind": "ServiceAccount", "name": "s"}, {"kind": "Robot", "name": "x"}]});
+        default_binding(&mut binding);
+        assert_eq!(
+            paths(validate_binding(&binding, false)),
+            ["roleRef.kind", "subjects[1].namespace", "subjects[2].kind"]
+        );
+        assert_eq!(paths(validate_binding(&binding, true)), ["subjects[2].kind"]);
+    }
+}
