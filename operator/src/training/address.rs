@@ -57,6 +57,11 @@ impl<'a> Addresses<'a> {
         spec.and_then(|spec| spec.port(kind.container, kind.port_name)).unwrap_or(kind.port)
     }
 
+    /// A replica has an address: always by name, and by host port once it has one.
+    pub fn has(&self, role: &str, index: i32) -> bool {
+        self.host_ports.is_none() || self.host_port(role, index).is_some()
+    }
+
     /// The host port of a replica, where host ports are used.
     pub fn host_port(&self, role: &str, index: i32) -> Option<i32> {
         self.host_ports.as_ref()?.get(&(role.to_owned(), index)).copied()

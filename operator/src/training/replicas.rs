@@ -122,7 +122,7 @@ fn report_exit_code(pass: &mut Pass<'_>, pod: &ObservedPod) {
 fn services(pass: &mut Pass<'_>, role: &str, spec: &ReplicaSpec, addresses: &Addresses<'_>) {
     let observed = pass.observed;
     for index in 0..spec.count() {
-        if observed.service(role, index).is_none() {
+        if observed.service(role, index).is_none() && addresses.has(role, index) {
             let replica = Replica { role, index };
             let object = service(&observed.job, replica, spec, addresses);
             let name = replica_name(&observed.job.name, role, index);
