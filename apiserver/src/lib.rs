@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod builtin;
+pub mod crd;
 pub mod error;
 pub mod patch;
 pub mod schema;

@@ -1,7 +1,7 @@
 //! The one place where a communicator's end is decided: the first cause wins, is told to all other ranks, and wakes
 //! every wait of this one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -56,9 +56,14 @@ struct State {
     rank: usize,
     error: Option<Error>,
     departed: BTreeSet<usize>,
+    /// When a neighbour last said that it waits for others itself.
+    excused: BTreeMap<usize, Instant>,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
 }
+
+/// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 /// How long a failed connection waits for the control connections to tell the true cause.
 const EXPLANATION: Duration = Duration::from_millis(100);
@@ -86,11 +91,11 @@ impl Breaker {
         let mut state = self.lock();
         state.links = links;
         state.region = region;
-        match state.error.clone() {
+        match &state.error {
             None => Ok(()),
             Some(error) => {
-                self.tell(state, &error);
-                Err(error)
+                state.tell(error);
+                Err(error.clone())
             }
         }
     }
@@ -116,6 +121,8 @@ impl Breaker {
         if let Some(first) = &state.error {
             return first.clone();
         }
+        // The others are told under the lock, before anybody here can see the error and close the connections.
+        state.tell(&error);
         state.error = Some(error.clone());
         self.tripped.store(true, Ordering::Release);
         if let Some(event) = self.event.get() {
@@ -123,26 +130,27 @@ impl Breaker {
             let _ = event.write(1);
         }
         self.changed.notify_all();
-        self.tell(state, &error);
         error
-    }
-
-    fn tell(&self, state: MutexGuard<'_, State>, error: &Error) {
-        let (links, region) = (state.links.clone(), state.region.clone());
-        drop(state);
-        let bytes = error.encode();
-        if let Some(region) = region {
-            region.post_abort(&bytes);
-        }
-        for link in links {
-            link.send_abort(&bytes);
-        }
     }
 
     /// `rank` has closed its communicator in an orderly way.
     pub(crate) fn depart(&self, rank: usize) {
         self.lock().departed.insert(rank);
         self.changed.notify_all();
+    }
+
+    /// Tells the neighbours that this rank has been waiting for long, and so is not the one to blame.
+    pub(crate) fn say_waiting(&self) {
+        self.lock().links.iter().for_each(|link| link.send_waiting());
+    }
+
+    pub(crate) fn excuse(&self, rank: usize) {
+        self.lock().excused.insert(rank, Instant::now());
+    }
+
+    /// Whether `rank` has said since `since` that it waits for others.
+    pub(crate) fn is_excused(&self, rank: usize, since: Instant) -> bool {
+        self.lock().excused.get(&rank).is_some_and(|said| *said >= since)
     }
 
     /// A connection of `rank` closed under an operation. If the rank has died or aborted, its control connection
@@ -173,6 +181,19 @@ impl Breaker {
     /// Readable once tripped.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.event.get().map(|event| event.as_fd())
+    }
+}
+
+impl State {
+    /// Writes that never block.
+    fn tell(&self, error: &Error) {
+        let bytes = error.encode();
+        if let Some(region) = &self.region {
+            region.post_abort(&bytes);
+        }
+        for link in &self.links {
+            link.send_abort(&bytes);
+        }
     }
 }
 

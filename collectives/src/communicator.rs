@@ -201,7 +201,7 @@ impl Communicator {
                     .map_err(|error| Error::System { rank: self.inner.rank, cause: format!("thread: {error}") })?,
             );
         }
-        let (pending, complete) = Pending::new();
+        let (pending, completion) = Pending::new();
         let inner = Arc::clone(&self.inner);
         // The ticket is taken under the lock: the thread gets its jobs in the order of their tickets.
         let ticket = inner.order.ticket();
@@ -209,7 +209,7 @@ impl Communicator {
             let (buffer, result) = operation(&inner, ticket);
             // Before the waiter wakes: it may be the one that drops the communicator.
             drop(inner);
-            complete(buffer, result);
+            completion.complete(buffer, result);
         };
         if let Some(background) = background.as_ref() {
             // The thread ends with the channel only.
@@ -451,8 +451,7 @@ impl Engine {
                     Some(Ok(fd)) => fd,
                     Some(Err(Interruption::Tripped(error))) => return Err(error),
                     Some(Err(Interruption::Deadline)) => {
-                        let (operation, waited) = (call.to_string(), self.timeout);
-                        return Err(breaker.trip(Error::Timeout { rank: leader, operation, waited }));
+                        return Err(breaker.trip(Error::timeout(leader, call, self.timeout)));
                     }
                     _ => return Err(breaker.lost(leader)),
                 }

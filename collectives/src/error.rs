@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::call::Call;
 use crate::element::BufferError;
 
 /// Every error but [`Error::Buffer`] and [`Error::Argument`] ends the communicator: all later calls, and all calls
@@ -56,6 +57,12 @@ pub(crate) const ENCODED_MAX: usize = 240;
 const TEXT_MAX: usize = 104;
 
 impl Error {
+    pub(crate) fn timeout(rank: usize, call: &Call, waited: Duration) -> Error {
+        // Whole milliseconds travel between ranks.
+        let waited = Duration::from_millis(waited.as_millis() as u64);
+        Error::Timeout { rank, operation: call.to_string(), waited }
+    }
+
     /// The rank that the error is about, where there is one.
     pub fn rank(&self) -> Option<usize> {
         match self {

@@ -19,6 +19,7 @@ use crate::transport::stream::Stream;
 
 const GOODBYE: u8 = 1;
 const ABORT: u8 = 2;
+const WAITING: u8 = 3;
 
 /// The control connection to one neighbour.
 pub(crate) struct ControlLink {
@@ -31,6 +32,10 @@ pub(crate) struct ControlLink {
 impl ControlLink {
     pub(crate) fn send_abort(&self, error: &[u8]) {
         self.send(&[&[ABORT, error.len() as u8], error].concat());
+    }
+
+    pub(crate) fn send_waiting(&self) {
+        self.send(&[WAITING, 0]);
     }
 
     fn send_goodbye(&self) {
@@ -137,6 +142,7 @@ impl Watched<'_> {
                     self.gone = true;
                     return;
                 }
+                (WAITING, None) if length == 0 => breaker.excuse(self.link.rank),
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {
                     breaker.trip(error);
                 }

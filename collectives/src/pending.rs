@@ -53,16 +53,45 @@ impl OwnedBuffer for RawBuffer {
     }
 }
 
-type Outcome<B> = (B, Result<(), Error>);
+enum State<B> {
+    Running,
+    Ended(B, Result<(), Error>),
+    /// Its thread panicked, and the buffer is gone.
+    Lost,
+}
 
 struct Cell<B> {
-    outcome: Mutex<Option<Outcome<B>>>,
-    done: Condvar,
+    state: Mutex<State<B>>,
+    changed: Condvar,
 }
 
 impl<B> Cell<B> {
-    fn lock(&self) -> MutexGuard<'_, Option<Outcome<B>>> {
-        self.outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn set(&self, state: State<B>) {
+        *self.lock() = state;
+        self.changed.notify_all();
+    }
+}
+
+/// The other end of a [`Pending`].
+pub(crate) struct Completion<B>(Option<Arc<Cell<B>>>);
+
+impl<B> Completion<B> {
+    pub(crate) fn complete(mut self, buffer: B, result: Result<(), Error>) {
+        if let Some(cell) = self.0.take() {
+            cell.set(State::Ended(buffer, result));
+        }
+    }
+}
+
+impl<B> Drop for Completion<B> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.0.take() {
+            cell.set(State::Lost);
+        }
     }
 }
 
@@ -71,31 +100,30 @@ impl<B> Cell<B> {
 pub struct Pending<B>(Arc<Cell<B>>);
 
 impl<B> Pending<B> {
-    /// A pending operation and what completes it.
-    pub(crate) fn new() -> (Pending<B>, impl FnOnce(B, Result<(), Error>)) {
-        let cell = Arc::new(Cell { outcome: Mutex::new(None), done: Condvar::new() });
-        let completed = Arc::clone(&cell);
-        let complete = move |buffer, result| {
-            *completed.lock() = Some((buffer, result));
-            completed.done.notify_all();
-        };
-        (Pending(cell), complete)
+    pub(crate) fn new() -> (Pending<B>, Completion<B>) {
+        let cell = Arc::new(Cell { state: Mutex::new(State::Running), changed: Condvar::new() });
+        (Pending(Arc::clone(&cell)), Completion(Some(cell)))
     }
 
     /// Whether it has ended, with or without a result.
     pub fn test(&self) -> bool {
-        self.0.lock().is_some()
+        !matches!(*self.0.lock(), State::Running)
     }
 
     /// Waits until it has ended; gives the buffer back in any case. It ends for certain: every wait inside has a
     /// deadline.
+    ///
+    /// # Panics
+    /// If the operation panicked.
     pub fn wait(self) -> (B, Result<(), Error>) {
-        let mut outcome = self.0.lock();
+        let mut state = self.0.lock();
         loop {
-            if let Some(outcome) = outcome.take() {
-                return outcome;
+            match std::mem::replace(&mut *state, State::Running) {
+                State::Ended(buffer, result) => return (buffer, result),
+                State::Lost => unreachable!("an operation panicked"),
+                State::Running => {}
             }
-            outcome = self.0.done.wait(outcome).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = self.0.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Every operation, against a plain reference, over worlds, hosts, dtypes and lengths.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 mod common;
 

@@ -24,6 +24,7 @@ mod value;
 mod wire;
 
 pub use columns::{Column, Doc};
+pub(crate) use rows::since;
 pub use table::{all, seeds};
 
 use crate::error::ApiResult;

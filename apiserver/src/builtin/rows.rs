@@ -30,7 +30,7 @@ pub(super) fn age(object: &Value, now: i64) -> Value {
 }
 
 /// How long ago a time was, short, or `<unknown>`.
-pub(super) fn since(time: &str, now: i64) -> String {
+pub(crate) fn since(time: &str, now: i64) -> String {
     match seconds(time) {
         Some(then) => duration(now - then),
         None => "<unknown>".to_owned(),

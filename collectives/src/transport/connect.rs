@@ -1,9 +1,9 @@
 //! Dialing until the other end is there, and accepting until all expected ends are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
@@ -72,7 +72,7 @@ pub(crate) fn dial(
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Accepts connections until every one of `expected` has come. Each handshake runs in a thread of its own, so
-/// strangers that say nothing hold nobody up.
+/// strangers that say nothing hold nobody up; where there are very many of them, the oldest give way.
 pub(crate) fn accept(
     identity: &Identity,
     listener: BorrowedFd<'_>,
@@ -85,7 +85,7 @@ pub(crate) fn accept(
         .map_err(|errno| identity.system("eventfd", errno))?;
     let finished = Arc::new(finished);
     let (sender, receiver) = mpsc::channel();
-    let mut running = 0;
+    let mut running = VecDeque::<Weak<Stream>>::new();
     while !expected.is_empty() {
         let ready = wait(
             &[(listener, PollFlags::POLLIN), (finished.as_fd(), PollFlags::POLLIN)],
@@ -104,7 +104,6 @@ pub(crate) fn accept(
         // Reading resets the counter; an empty one means nothing has finished yet.
         let _ = finished.read();
         while let Ok(result) = receiver.try_recv() {
-            running -= 1;
             match result {
                 // A rank that has given up and dials again replaces its first connection.
                 Ok((hello, stream)) => {
@@ -120,20 +119,25 @@ pub(crate) fn accept(
             }
         }
         match next() {
-            Ok(stream) if running < limit => {
-                running += 1;
-                let (identity, sender, finished) = (identity.clone(), sender.clone(), Arc::clone(&finished));
+            Ok(stream) => {
+                let stream = Arc::new(stream);
+                running.retain(|stream| stream.strong_count() > 0);
+                if running.len() >= limit
+                    && let Some(oldest) = running.pop_front().and_then(|stream| stream.upgrade())
+                {
+                    oldest.shut_down();
+                }
+                running.push_back(Arc::downgrade(&stream));
+                let (own, sender, finished) = (identity.clone(), sender.clone(), Arc::clone(&finished));
                 let handshake = move || {
-                    let result = shake(&identity, stream);
+                    let result = shake(&own, stream);
                     // The receiver may have what it needs and be gone.
                     let _ = sender.send(result);
                     let _ = finished.write(1);
                 };
-                if std::thread::Builder::new().name("handshake".to_owned()).spawn(handshake).is_err() {
-                    running -= 1;
-                }
+                let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(handshake);
+                thread.map_err(|error| identity.system("thread", error))?;
             }
-            Ok(_too_many) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // A connection that failed before it was accepted says nothing about the listener.
             Err(_) => pause(Duration::from_millis(1), &identity.breaker)?,
@@ -142,9 +146,10 @@ pub(crate) fn accept(
     Ok(streams)
 }
 
-fn shake(identity: &Identity, stream: Stream) -> Result<(Hello, Stream), (Option<Hello>, Refusal)> {
+fn shake(identity: &Identity, stream: Arc<Stream>) -> Result<(Hello, Stream), (Option<Hello>, Refusal)> {
     let Identity { rank, world, epoch, secret, deadline, breaker } = identity;
     let deadline = (*deadline).min(Instant::now() + HANDSHAKE);
     let hello = handshake::accept(&stream, *epoch, *world, *rank, secret, deadline, breaker)?;
-    Ok((hello, stream))
+    // Only the acceptor could hold it as well, while it shuts it down.
+    Ok((hello, Arc::into_inner(stream).ok_or((None, Refusal::Stranger))?))
 }

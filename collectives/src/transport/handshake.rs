@@ -217,11 +217,9 @@ mod tests {
 
     const HELLO_1: Hello = Hello { purpose: Purpose::Data, epoch: 7, world: 4, from: 2, to: 1 };
 
-    fn meet(
-        hello: Hello,
-        dialer: &str,
-        acceptor: &str,
-    ) -> (Result<(), Refusal>, Result<Hello, (Option<Hello>, Refusal)>) {
+    type Meeting = (Result<(), Refusal>, Result<Hello, (Option<Hello>, Refusal)>);
+
+    fn meet(hello: Hello, dialer: &str, acceptor: &str) -> Meeting {
         let (a, b) = UnixStream::pair().expect("a socket pair");
         let (a, b) = (Stream::from_unix(a).expect("stream"), Stream::from_unix(b).expect("stream"));
         let (dialer, acceptor) = (Secret::new(dialer), Secret::new(acceptor));

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::MmapRaw;
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, GRACE};
 use crate::call::{CALL_BYTES, Call, Location, odd_one};
 use crate::element::{DType, DataMut};
 use crate::error::{ENCODED_MAX, Error, LossCause};
@@ -189,9 +189,6 @@ pub(crate) type Wide<'a> = &'a mut dyn FnMut(DataMut<'_>) -> Result<(), Error>;
 /// Polls of the counter before a rank sleeps: about 20 microseconds.
 const SPINS: u32 = 600;
 
-/// How much longer members wait for their leader, which itself waits for other hosts and knows better whom to blame.
-const LEADER_GRACE: Duration = Duration::from_millis(500);
-
 impl Group {
     pub(crate) fn new(
         region: Arc<Region>,
@@ -213,10 +210,6 @@ impl Group {
 
     pub(crate) fn leads(&self) -> bool {
         self.me == 0
-    }
-
-    pub(crate) fn place_of(&self, rank: usize) -> Option<usize> {
-        self.ranks.iter().position(|member| *member == rank)
     }
 
     pub(crate) fn region(&self) -> &Arc<Region> {
@@ -253,31 +246,37 @@ impl Group {
         let head = self.region.head();
         let sleep = &head.sleep.0;
         let start = Instant::now();
-        let limit = if self.spans && !self.leads() { self.timeout + LEADER_GRACE } else { self.timeout };
+        // Members wait for a leader that may itself wait for other hosts.
+        let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
+        let mut silent = self.spans;
         loop {
             let bell = sleep.bell.load(Ordering::SeqCst);
             if head.complete.0.load(Ordering::Acquire) >= meeting {
                 return Ok(());
             }
+            let behind = |place: &usize| self.region.slot(*place).progress.load(Ordering::Acquire) < meeting;
+            let has_left = |place: &usize| self.region.slot(*place).left.load(Ordering::Acquire) != 0;
+            // Left is read before progress: a rank that has arrived and then left is not missed. And it is read
+            // before the abort: a rank that has aborted and then left is named for the abort.
+            let gone = (0..self.ranks.len()).filter(has_left).find(behind);
             self.breaker.check()?;
             if let Some(error) = self.region.abort() {
                 return Err(self.breaker.trip(error));
             }
-            let behind = |place: &usize| self.region.slot(*place).progress.load(Ordering::Acquire) < meeting;
-            let has_left = |place: &usize| self.region.slot(*place).left.load(Ordering::Acquire) != 0;
-            // Left is read before progress: a rank that has arrived and then left is not missed.
-            let gone = (0..self.ranks.len()).filter(has_left).find(behind);
             if let Some(place) = gone {
                 return Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] }));
             }
             let waited = start.elapsed();
             if waited >= limit {
                 let Some(place) = (0..self.ranks.len()).find(behind) else { continue };
-                let error = Error::Timeout { rank: self.ranks[place], operation: call.to_string(), waited };
-                return Err(self.breaker.trip(error));
+                return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
+            }
+            if silent && waited >= limit / 2 {
+                silent = false;
+                self.breaker.say_waiting();
             }
             sleep.sleepers.fetch_add(1, Ordering::SeqCst);
-            futex::wait(&sleep.bell, bell, (limit - waited).min(Duration::from_millis(100)));
+            futex::wait(&sleep.bell, bell, (limit - waited).min(limit / 4).min(Duration::from_millis(100)));
             sleep.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
     }

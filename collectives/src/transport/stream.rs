@@ -59,6 +59,12 @@ impl Stream {
         Ok(Stream(stream.into()))
     }
 
+    /// Ends the connection for both directions, under whoever waits for it.
+    pub(crate) fn shut_down(&self) {
+        // It may have ended by itself.
+        let _ = socket::shutdown(self.0.as_raw_fd(), socket::Shutdown::Both);
+    }
+
     /// Reads what is there: `None` if nothing is yet, 0 bytes at the end.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, GRACE};
 use crate::call::{CALL_BYTES, Call};
 use crate::element::{DType, DataMut};
 use crate::error::{Error, LossCause};
@@ -61,16 +61,14 @@ pub(crate) fn connect(
     let expected = BTreeSet::from([(previous_rank, Purpose::Data), (previous_rank, Purpose::Control)]);
     let open = |timeout: Duration| Stream::from_tcp(TcpStream::connect_timeout(&next_address, timeout)?);
     let (dialed, accepted) = std::thread::scope(|scope| {
-        let dialing = scope.spawn(|| {
-            let data = dial(identity, next_rank, Purpose::Data, open)?;
-            Ok((data, dial(identity, next_rank, Purpose::Control, open)?))
+        // Either half's failure ends the other.
+        let trip = |error| identity.breaker.trip(error);
+        let dialing = scope.spawn(move || {
+            let data = dial(identity, next_rank, Purpose::Data, open).map_err(trip)?;
+            Ok((data, dial(identity, next_rank, Purpose::Control, open).map_err(trip)?))
         });
         let next = || Stream::from_tcp(listener.accept()?.0);
-        let accepted = accept(identity, listener.as_fd(), next, expected);
-        if let Err(error) = &accepted {
-            // Nothing to dial for any more.
-            identity.breaker.trip(error.clone());
-        }
+        let accepted = accept(identity, listener.as_fd(), next, expected).map_err(trip);
         let dialed = dialing.join().unwrap_or_else(|_| Err(identity.system("connect", "a thread ended")));
         (dialed, accepted)
     });
@@ -308,14 +306,20 @@ impl Ring {
         if receiving {
             fds.push((self.previous.as_fd(), PollFlags::POLLIN));
         }
-        match wait(&fds, since + self.timeout, &self.breaker) {
+        let rank = if receiving { self.previous_rank } else { self.next_rank };
+        let half = since + self.timeout / 2;
+        let mut result = wait(&fds, half, &self.breaker);
+        if matches!(result, Err(Interruption::Deadline)) {
+            self.breaker.say_waiting();
+            result = wait(&fds, since + self.timeout, &self.breaker);
+        }
+        if matches!(result, Err(Interruption::Deadline)) && self.breaker.is_excused(rank, since) {
+            result = wait(&fds, since + self.timeout + GRACE, &self.breaker);
+        }
+        match result {
             Ok(()) => Ok(()),
             Err(Interruption::Tripped(error)) => Err(error),
-            Err(Interruption::Deadline) => {
-                let rank = if receiving { self.previous_rank } else { self.next_rank };
-                let error = Error::Timeout { rank, operation: call.to_string(), waited: since.elapsed() };
-                Err(self.breaker.trip(error))
-            }
+            Err(Interruption::Deadline) => Err(self.breaker.trip(Error::timeout(rank, call, since.elapsed()))),
             Err(Interruption::Failed(error)) => {
                 Err(self.breaker.trip(Error::System { rank: self.previous_rank, cause: error.to_string() }))
             }

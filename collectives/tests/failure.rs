@@ -1,0 +1,275 @@
+//! What ends operations: aborts, disagreement, absence, departure, strangers and stale epochs.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use common::{configs, connect_with, run, run_with, secret, shapes};
+use muster_collectives::{Communicator, Error, ReduceOp, Secret};
+
+/// Operations that do nothing else than wait for the others.
+fn until_error(communicator: &Communicator) -> Error {
+    let mut data = vec![0f32; 1000];
+    loop {
+        if let Err(error) = communicator.all_reduce(&mut data, ReduceOp::Sum) {
+            return error;
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_every_wait_on_every_rank_at_once() {
+    for world in 1..=5 {
+        for hosts in shapes(world) {
+            let aborter = world / 2;
+            let results = run(&hosts, |communicator| {
+                communicator.barrier().unwrap();
+                let start = Instant::now();
+                if communicator.rank() == aborter {
+                    std::thread::sleep(Duration::from_millis(20));
+                    communicator.abort("a new epoch");
+                }
+                (until_error(communicator), communicator.barrier().err(), start.elapsed())
+            });
+            for (first, second, took) in results {
+                assert_eq!(first, Error::Aborted { rank: aborter, reason: "a new epoch".into() }, "{hosts:?}");
+                assert_eq!(second, Some(first), "later calls fail likewise");
+                assert!(took < Duration::from_secs(5), "{took:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_abort_ends_connecting() {
+    for hosts in [["a", "a"], ["a", "b"]] {
+        let mut configs = configs(&hosts, 1, &secret());
+        // The other rank never comes.
+        configs.truncate(1);
+        let config = configs.pop().unwrap();
+        let abort = config.abort.clone();
+        let connecting = std::thread::spawn(move || Communicator::connect(config));
+        std::thread::sleep(Duration::from_millis(20));
+        abort.abort("no need");
+        let error = connecting.join().unwrap().err();
+        assert_eq!(error, Some(Error::Aborted { rank: 0, reason: "no need".into() }));
+    }
+}
+
+#[test]
+fn absent_ranks_are_named_when_connecting() {
+    for hosts in [["a", "a"], ["a", "b"]] {
+        for present in 0..2 {
+            let mut config = configs(&hosts, 1, &secret()).swap_remove(present);
+            config.connect_timeout = Duration::from_millis(50);
+            let error = Communicator::connect(config).err();
+            assert!(matches!(error, Some(Error::Connect { rank, .. }) if rank == 1 - present), "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn disagreement_names_a_rank_and_both_calls() {
+    type Call = fn(&Communicator) -> Result<(), Error>;
+    let odd_calls: [(Call, &str); 5] = [
+        (|c| c.barrier(), "barrier()"),
+        (|c| c.all_reduce(&mut [0f32; 5], ReduceOp::Sum), "all_reduce(sum, f32, 5)"),
+        (|c| c.all_reduce(&mut [0f32; 4], ReduceOp::Max), "all_reduce(max, f32, 4)"),
+        (|c| c.all_reduce(&mut [0i32; 4], ReduceOp::Sum), "all_reduce(sum, i32, 4)"),
+        (|c| c.broadcast(&mut [0f32; 4], 1), "broadcast(root 1, f32, 4)"),
+    ];
+    for world in [2, 3, 4] {
+        for hosts in shapes(world) {
+            for (odd_call, name) in odd_calls {
+                let errors = connect_with(configs(&hosts, 1, &secret()), |communicator| {
+                    // The others may have found out before this rank has even connected.
+                    let communicator = match &communicator {
+                        Ok(communicator) => communicator,
+                        Err(error) => return error.clone(),
+                    };
+                    if communicator.rank() == 1 {
+                        odd_call(communicator).unwrap_err()
+                    } else {
+                        communicator.all_reduce(&mut [0f32; 4], ReduceOp::Sum).unwrap_err()
+                    }
+                });
+                for error in &errors {
+                    let Error::Mismatch { theirs, expected, .. } = error else { panic!("{hosts:?}: {errors:?}") };
+                    let calls = format!("{theirs} / {expected}");
+                    assert!(calls.contains(name) && calls.contains("all_reduce(sum, f32, 4)"), "{calls}");
+                }
+                // Neighbours in a ring cannot tell who of the two is the odd one.
+                if hosts.iter().all(|host| *host == hosts[0]) {
+                    assert!(errors.iter().all(|error| error.rank() == Some(1)), "{errors:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_take_part_is_named() {
+    for world in 2..=4 {
+        for hosts in shapes(world) {
+            for absent in 0..world {
+                let mut configs = configs(&hosts, 1, &secret());
+                configs.iter_mut().for_each(|config| config.timeout = Duration::from_millis(200));
+                let all_have_failed = Barrier::new(world);
+                let errors = run_with(configs, |communicator| {
+                    communicator.barrier().unwrap();
+                    let error = (communicator.rank() != absent).then(|| until_error(communicator));
+                    all_have_failed.wait();
+                    error.unwrap_or_else(|| until_error(communicator))
+                });
+                assert!(errors.iter().all(|error| *error == errors[0]), "{hosts:?}: {errors:?}");
+                assert!(matches!(errors[0], Error::Timeout { .. }), "{hosts:?}: {errors:?}");
+                assert_eq!(errors[0].rank(), Some(absent), "{hosts:?}: {errors:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_is_named() {
+    for world in 2..=4 {
+        for hosts in shapes(world) {
+            for leaver in 0..world {
+                let errors = connect_with(configs(&hosts, 1, &secret()), |communicator| {
+                    let communicator = communicator.unwrap();
+                    // A rank that finds out later may still be in here.
+                    let first = communicator.barrier().err();
+                    (communicator.rank() != leaver).then(|| first.unwrap_or_else(|| until_error(&communicator)))
+                });
+                // Those who find out first leave as well, so others may name them.
+                for error in errors.into_iter().flatten() {
+                    assert!(matches!(error, Error::PeerLeft { .. }), "{hosts:?}: {error:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The result of the last operation is whole even where another rank leaves at once.
+#[test]
+fn leaving_after_an_operation_takes_nothing_from_it() {
+    for round in 0..20 {
+        for hosts in shapes(3) {
+            let sums = connect_with(configs(&hosts, 1, &secret()), |communicator| {
+                let mut data = vec![1f32; 300_000];
+                communicator.unwrap().all_reduce(&mut data, ReduceOp::Sum).unwrap();
+                data
+            });
+            assert!(sums.iter().flatten().all(|value| *value == 3.0), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_new_epoch_is_formed_at_once() {
+    for hosts in shapes(3) {
+        let secret = secret();
+        let epochs: Vec<Vec<_>> = (1..=5).map(|epoch| configs(&hosts, epoch, &secret)).collect();
+        let mut by_rank: Vec<Vec<_>> = (0..3).map(|_| Vec::new()).collect();
+        for epoch in epochs {
+            for (rank, config) in epoch.into_iter().enumerate() {
+                by_rank[rank].push(config);
+            }
+        }
+        std::thread::scope(|scope| {
+            for configs in by_rank {
+                scope.spawn(|| {
+                    for config in configs {
+                        let communicator = Communicator::connect(config).unwrap();
+                        let mut data = [communicator.epoch() as i64];
+                        match communicator.all_reduce(&mut data, ReduceOp::Sum) {
+                            Ok(()) => assert_eq!(data, [3 * communicator.epoch() as i64]),
+                            // A faster rank is done with it.
+                            Err(error) => assert!(matches!(error, Error::Aborted { .. }), "{error:?}"),
+                        }
+                        if communicator.rank() as u64 == communicator.epoch() % 3 {
+                            communicator.abort("next");
+                        }
+                        assert!(matches!(until_error(&communicator), Error::Aborted { .. }));
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn a_stale_rank_is_refused_and_told() {
+    let secret = secret();
+    let mut old = configs(&["a", "b"], 4, &secret);
+    let mut new = configs(&["a", "b"], 5, &secret);
+    // The stale rank 0 dials the new rank 1, which waits for a rank 0 of its own epoch.
+    let mut stale = old.remove(0);
+    stale.peers[1] = new[1].peers[1].clone();
+    let stale_listener = stale.peers[0].address;
+    new[1].peers[0].address = new[0].peers[0].address;
+    assert_ne!(stale_listener, new[0].peers[0].address);
+    let first = new.remove(0);
+    let second = new.remove(0);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || Communicator::connect(second));
+        let error = Communicator::connect(stale).err();
+        assert_eq!(error, Some(Error::StaleEpoch { rank: 1, ours: 4, theirs: 5 }));
+        // It has done no harm.
+        let first = Communicator::connect(first).unwrap();
+        let second = waiting.join().unwrap().unwrap();
+        let barrier = scope.spawn(move || second.barrier());
+        first.barrier().unwrap();
+        barrier.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn strangers_neither_get_in_nor_get_in_the_way() {
+    for hosts in [["a", "b"], ["a", "a"]] {
+        let configs = configs(&hosts, 1, &secret());
+        let address = configs[1].peers[1].address;
+        // Silent, talkative, and gone.
+        let silent: Vec<TcpStream> = (0..70).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let mut talkative = TcpStream::connect(address).unwrap();
+        talkative.write_all(&[b'x'; 4096]).unwrap();
+        drop(TcpStream::connect(address).unwrap());
+        let start = Instant::now();
+        connect_with(configs, |communicator| communicator.unwrap().barrier().unwrap());
+        assert!(start.elapsed() < Duration::from_secs(9), "no handshake held it up");
+        let mut byte = [0];
+        assert!(!matches!(talkative.read(&mut byte), Ok(1)), "a stranger is told nothing");
+        drop(silent);
+    }
+}
+
+#[test]
+fn a_wrong_secret_does_not_connect() {
+    for hosts in [["a", "b"], ["a", "a"]] {
+        let mut configs = configs(&hosts, 1, &secret());
+        for config in &mut configs {
+            config.connect_timeout = Duration::from_millis(200);
+        }
+        configs[1].secret = Secret::new("another secret of sixteen bytes");
+        for result in connect_with(configs, |communicator| communicator.err()) {
+            assert!(matches!(result, Some(Error::Connect { .. })), "{result:?}");
+        }
+    }
+}
+
+#[test]
+fn senseless_configurations_are_refused() {
+    let config = || configs(&["a", "b"], 1, &secret()).swap_remove(0);
+    for spoil in [
+        |config: &mut muster_collectives::Config| config.rank = 2,
+        |config: &mut muster_collectives::Config| config.world = 3,
+        |config: &mut muster_collectives::Config| config.secret = Secret::new("short"),
+    ] {
+        let mut config = config();
+        spoil(&mut config);
+        assert!(matches!(Communicator::connect(config), Err(Error::Config(_))));
+    }
+}
