@@ -4,6 +4,7 @@
 mod decode;
 mod facts;
 mod fill;
+mod formats;
 mod json;
 pub mod node;
 pub mod quantity;
@@ -11,6 +12,7 @@ mod rules;
 pub mod strict;
 mod time;
 mod tree;
+mod validate;
 pub mod view;
 
 #[cfg(test)]
@@ -118,12 +120,49 @@ impl Schema {
         }
     }
 
+    /// Checks a custom object (built-in kinds have their own functions): types and values, embedded objects, unique
+    /// items, rules. With `old` it is an update, on which unchanged values are not complained about. Through the
+    /// status subresource only the status is checked.
+    pub fn validate(&self, new: &Value, old: Option<&Value>, subresource: &str) -> Vec<FieldError> {
+        let Some(root) = self.node() else { return Vec::new() };
+        let mut errors = if subresource == "status" {
+            status_errors(root, new, old)
+        } else {
+            validate::validate(root, new, old, "")
+        };
+        validate::embedded_objects(root, new, "", &mut errors);
+        let mut before = Vec::new();
+        if let Some(old) = old {
+            validate::repeated_items(root, old, "", &mut before);
+        }
+        if before.is_empty() {
+            validate::repeated_items(root, new, "", &mut errors);
+        }
+        if root.has_rules() {
+            rules::validate(root, new, old, &mut errors);
+        }
+        errors
+    }
+
     pub(crate) fn node(&self) -> Option<&Node> {
         match &self.origin {
             Origin::Custom(node) | Origin::Free(node) => Some(node),
             Origin::BuiltIn(_) => None,
         }
     }
+}
+
+/// Errors of the status name its fields without the prefix, as upstream's messages do.
+fn status_errors(root: &Node, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let (Some(node), Some(status)) = (root.properties.get("status"), new.get("status")) else { return Vec::new() };
+    let mut errors = validate::validate(node, status, old.and_then(|old| old.get("status")), "");
+    for error in &mut errors {
+        error.field = match error.field.as_str() {
+            "" | "<nil>" => "status".to_owned(),
+            field => format!("status.{field}"),
+        };
+    }
+    errors
 }
 
 /// Metadata is decoded as that of every object; the rest is pruned and filled by the schema, checked later.
