@@ -193,8 +193,7 @@ fn not_simple(path: &str) -> Option<&'static str> {
 }
 
 fn printer_columns(version: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    const FORMATS: &[&str] =
-        &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+    const FORMATS: &[&str] = &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
     for (i, column) in list(version, "/additionalPrinterColumns").iter().enumerate() {
         let at = format!("{path}.additionalPrinterColumns[{i}]");
         let one_of = |words: &[&str]| format!("must be one of {}", words.join(","));
@@ -241,7 +240,9 @@ fn selectable_fields(version: &Value, path: &str, errors: &mut Vec<FieldError>) 
             Some((names, text(schema, "/type").to_owned()))
         });
         match place {
-            None => errors.push(FieldError::invalid(at, &json!(found), "is an invalid path: it does not refer to a field")),
+            None => {
+                errors.push(FieldError::invalid(at, &json!(found), "is an invalid path: it does not refer to a field"))
+            }
             Some((names, _)) if names.first().is_some_and(|name| name == "metadata") => {
                 errors.push(FieldError::invalid(at, &json!(found), "must not point to fields in metadata"));
             }
@@ -357,7 +358,8 @@ mod tests {
         wrong["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"] = json!({"spec": {}});
         assert_eq!(fields(&validate(&wrong)), ["spec.validation.openAPIV3Schema.properties[spec].type"]);
         let mut wrong = definition();
-        wrong["spec"]["versions"][0]["subresources"] = json!({"scale": {"specReplicasPath": ".status.x", "statusReplicasPath": "x"}});
+        wrong["spec"]["versions"][0]["subresources"] =
+            json!({"scale": {"specReplicasPath": ".status.x", "statusReplicasPath": "x"}});
         assert_eq!(
             fields(&validate(&wrong)),
             ["spec.subresources.scale.specReplicasPath", "spec.subresources.scale.statusReplicasPath"]

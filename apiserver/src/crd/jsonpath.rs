@@ -62,7 +62,9 @@ fn take<'a>(step: &Step, value: &'a Value) -> Vec<&'a Value> {
         (Step::Field(name), Value::Object(map)) => map.get(name).into_iter().collect(),
         (Step::All, Value::Object(map)) => map.values().collect(),
         (Step::All, Value::Array(items)) => items.iter().collect(),
-        (Step::Index(at), Value::Array(items)) => place(*at, items.len()).and_then(|at| items.get(at)).into_iter().collect(),
+        (Step::Index(at), Value::Array(items)) => {
+            place(*at, items.len()).and_then(|at| items.get(at)).into_iter().collect()
+        }
         (Step::Slice(from, to), Value::Array(items)) => {
             let bound = |at: &Option<i64>, default: usize| match at {
                 None => default,
@@ -215,7 +217,10 @@ mod tests {
             assert_eq!(values, found, "{path}");
         }
         assert_eq!(JsonPath::parse(".spec[").map(|_| ()), None);
-        assert_eq!(JsonPath::parse(".spec.replicas").as_ref().and_then(JsonPath::fields), Some(vec!["spec", "replicas"]));
+        assert_eq!(
+            JsonPath::parse(".spec.replicas").as_ref().and_then(JsonPath::fields),
+            Some(vec!["spec", "replicas"])
+        );
     }
 
     proptest! {

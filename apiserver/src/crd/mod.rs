@@ -88,8 +88,10 @@ impl CustomKind {
             return Vec::new();
         }
         let versions = definition.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
-        let mut kinds: Vec<CustomKind> =
-            versions.filter(|version| version["served"] == true).filter_map(|version| parse_version(definition, version)).collect();
+        let mut kinds: Vec<CustomKind> = versions
+            .filter(|version| version["served"] == true)
+            .filter_map(|version| parse_version(definition, version))
+            .collect();
         kinds.sort_by_key(|kind| std::cmp::Reverse(version_rank(&kind.version)));
         kinds
     }

@@ -10,8 +10,7 @@ pub fn status(definition: &Value, others: &[Value], now: &str) -> Value {
     let mut resources = BTreeSet::new();
     let mut kinds = BTreeSet::new();
     let same = |other: &&Value| {
-        other.pointer("/spec/group") == group
-            && other.pointer("/metadata/name") != definition.pointer("/metadata/name")
+        other.pointer("/spec/group") == group && other.pointer("/metadata/name") != definition.pointer("/metadata/name")
     };
     for other in others.iter().filter(same) {
         let names = &other["status"]["acceptedNames"];
@@ -50,7 +49,9 @@ pub fn status(definition: &Value, others: &[Value], now: &str) -> Value {
     set_list(&mut accepted, "categories", requested["categories"].as_array().cloned().unwrap_or_default());
 
     let names_accepted = match &conflict {
-        None => json!({"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found"}),
+        None => {
+            json!({"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found"})
+        }
         Some((reason, message)) => {
             json!({"type": "NamesAccepted", "status": "False", "reason": reason, "message": message})
         }

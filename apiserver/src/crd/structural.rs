@@ -82,10 +82,7 @@ fn place(schema: &Value, level: Level, path: &str, in_meta: bool, depth: usize, 
             errors.push(FieldError::forbidden(at.clone(), "must not be used at the root"));
         }
         if embedded {
-            errors.push(FieldError::forbidden(
-                at.clone(),
-                "must not be used if x-kubernetes-embedded-resource is set",
-            ));
+            errors.push(FieldError::forbidden(at.clone(), "must not be used if x-kubernetes-embedded-resource is set"));
         }
         if additional.is_object() {
             place(additional, Level::Field, &at, false, depth + 1, errors);
@@ -342,10 +339,8 @@ fn map_and_list_types(schema: &Value, ty: &str, path: &str, errors: &mut Vec<Fie
     }
     let Some(items) = items.filter(|_| matches!(kind, Some("map" | "set"))) else {
         if kind == Some("map") {
-            errors.push(FieldError::required(
-                join(path, "items"),
-                "must have a schema if x-kubernetes-list-type is map",
-            ));
+            errors
+                .push(FieldError::required(join(path, "items"), "must have a schema if x-kubernetes-list-type is map"));
         }
         return;
     };
@@ -474,17 +469,39 @@ mod tests {
     fn structure_is_required() {
         for (schema, error) in [
             (json!({}), "s.type: Required value: must not be empty at the root"),
-            (json!({"type": "array", "items": {"type": "string"}}), "s.type: Invalid value: \"array\": must be object at the root"),
+            (
+                json!({"type": "array", "items": {"type": "string"}}),
+                "s.type: Invalid value: \"array\": must be object at the root",
+            ),
             (with_a(json!({})), "s.properties[a].type: Required value: must not be empty for specified object fields"),
             (with_a(json!({"type": "array"})), "s.properties[a].items: Required value: must be specified"),
-            (with_a(json!({"type": "array", "items": {}})), "s.properties[a].items.type: Required value: must not be empty for specified array items"),
-            (with_a(json!({"type": "string", "default": 5})), "s.properties[a].default: Invalid value: \"integer\":  in body must be of type string: \"integer\""),
-            (with_a(json!({"type": "string", "anyOf": [{"type": "string"}]})), "s.properties[a].anyOf[0].type: Forbidden: must be empty to be structural"),
-            (with_a(json!({"type": "object", "allOf": [{"properties": {"b": {}}}]})), "s.properties[a].properties[b]: Required value: because it is defined in s.properties[a].allOf[0].properties[b]"),
-            (with_a(json!({"type": "strange"})), "s.properties[a].type: Unsupported value: \"strange\": supported values: \"array\", \"boolean\", \"integer\", \"null\", \"number\", \"object\", \"string\""),
+            (
+                with_a(json!({"type": "array", "items": {}})),
+                "s.properties[a].items.type: Required value: must not be empty for specified array items",
+            ),
+            (
+                with_a(json!({"type": "string", "default": 5})),
+                "s.properties[a].default: Invalid value: \"integer\":  in body must be of type string: \"integer\"",
+            ),
+            (
+                with_a(json!({"type": "string", "anyOf": [{"type": "string"}]})),
+                "s.properties[a].anyOf[0].type: Forbidden: must be empty to be structural",
+            ),
+            (
+                with_a(json!({"type": "object", "allOf": [{"properties": {"b": {}}}]})),
+                "s.properties[a].properties[b]: Required value: because it is defined in s.properties[a].allOf[0].properties[b]",
+            ),
+            (
+                with_a(json!({"type": "strange"})),
+                "s.properties[a].type: Unsupported value: \"strange\": supported values: \"array\", \"boolean\", \"integer\", \"null\", \"number\", \"object\", \"string\"",
+            ),
             (with_a(json!({"type": "string", "$ref": "x"})), "s.properties[a].$ref: Forbidden: $ref is not supported"),
-            (with_a(json!({"type": "array", "items": {"type": "object", "properties": {"k": {"type": "string"}}}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"]})),
-                "s.properties[a].items.properties[k].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"),
+            (
+                with_a(
+                    json!({"type": "array", "items": {"type": "object", "properties": {"k": {"type": "string"}}}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"]}),
+                ),
+                "s.properties[a].items.properties[k].default: Required value: this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+            ),
         ] {
             assert_eq!(errors(schema.clone()), [error], "{schema}");
         }

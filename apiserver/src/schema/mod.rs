@@ -152,6 +152,21 @@ impl Schema {
     }
 }
 
+/// What pruning leaves of a schema's default, where that is not all of it.
+pub(crate) fn prune_default(node: &Node, default: &Value) -> Option<Value> {
+    let mut pruned = default.clone();
+    (!fill::prune(&mut pruned, node, false).is_empty()).then_some(pruned)
+}
+
+/// What the schema has against its own default.
+pub(crate) fn default_errors(node: &Node, default: &Value) -> Vec<FieldError> {
+    let mut value = default.clone();
+    fill::default(&mut value, node);
+    let mut errors = validate::validate(node, &value, None, "");
+    validate::repeated_items(node, &value, "", &mut errors);
+    errors
+}
+
 /// Errors of the status name its fields without the prefix, as upstream's messages do.
 fn status_errors(root: &Node, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let (Some(node), Some(status)) = (root.properties.get("status"), new.get("status")) else { return Vec::new() };

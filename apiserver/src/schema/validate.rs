@@ -3,7 +3,7 @@
 
 use super::facts::ListKind;
 use super::formats;
-use super::node::{Additional, Checks, JsonType, Node};
+use super::node::{Additional, Checks, Node};
 use muster_api::field::{FieldError, Reason};
 use serde_json::{Map, Number, Value};
 use std::collections::HashSet;
@@ -356,12 +356,6 @@ pub(crate) fn embedded_objects(node: &Node, value: &Value, path: &str, errors: &
         }
         _ => {}
     }
-}
-
-/// Whether a type is what the schema of a default asks for; used on definitions.
-pub(crate) fn fits(ty: JsonType, value: &Value) -> bool {
-    let found = type_name(value);
-    found == ty.as_str() || (ty == JsonType::Number && found == "integer")
 }
 
 #[cfg(test)]
