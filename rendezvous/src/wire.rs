@@ -87,3 +87,58 @@ pub(crate) fn membership(world: &World, rank: u32) -> proto::Membership {
     });
     proto::Membership { epoch: world.epoch, rank, peers: peers.collect() }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn hello() -> proto::Hello {
+        proto::Hello {
+            host: "worker-0".into(),
+            incarnation: "a".into(),
+            address: "127.0.0.1:80".into(),
+            rank_hint: None,
+            min_world: 1,
+            max_world: 1,
+            held: None,
+            last_epoch: 0,
+        }
+    }
+
+    #[test]
+    fn what_no_member_says_is_refused() {
+        let peers = vec![proto::Peer { host: "a".into(), incarnation: "b".into(), address: "c:1".into() }];
+        let held = |epoch, peers| Some(proto::Membership { epoch, rank: 0, peers });
+        let table = [
+            proto::Hello { host: String::new(), ..hello() },
+            proto::Hello { host: "a".repeat(254), ..hello() },
+            proto::Hello { incarnation: "a\nb".into(), ..hello() },
+            proto::Hello { address: "127.0.0.1".into(), ..hello() },
+            proto::Hello { address: ":80".into(), ..hello() },
+            proto::Hello { address: "a:0".into(), ..hello() },
+            proto::Hello { address: "a:70000".into(), ..hello() },
+            proto::Hello { last_epoch: u64::MAX, ..hello() },
+            proto::Hello { held: held(0, peers.clone()), ..hello() },
+            proto::Hello { held: held(u64::MAX, peers.clone()), ..hello() },
+            proto::Hello { held: held(1, Vec::new()), ..hello() },
+            proto::Hello { held: held(1, vec![peers[0].clone(); MAX_WORLD as usize + 1]), ..hello() },
+        ];
+        assert!(candidate(hello()).is_ok());
+        for hello in table {
+            assert!(candidate(hello.clone()).is_err(), "{hello:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,2000}") {
+            if let Ok(hello) = <proto::Hello as prost::Message>::decode(&bytes[..]) {
+                let _ = candidate(hello);
+            }
+            let cut = cause(text.clone());
+            prop_assert!(cut.len() <= MAX_CAUSE_BYTES && text.starts_with(&cut));
+        }
+    }
+}

@@ -5,6 +5,7 @@
 //! checkpoint. A step changes the state only after its gradients have been reduced on all ranks, so an
 //! interrupted step leaves no trace, and a run that lost ranks ends with the same bits as one that did not.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,13 @@ use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
 use crate::sampler::EpochOrder;
 
+/// A line for people. Where nobody reads it any more, training goes on.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 /// So many epochs of the membership in a row may end without a step of progress.
 const FUTILE_EPOCHS: u32 = 20;
 
@@ -35,7 +43,7 @@ pub enum TrainError {
     Member(#[from] MemberError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("failed to write the metrics: {0}")]
+    #[error("failed to open the file for the metrics: {0}")]
     Metrics(#[source] std::io::Error),
     #[error("{needed} samples make one step of {world} ranks, the training set has {samples}")]
     TooFewSamples { needed: usize, world: usize, samples: usize },
@@ -85,7 +93,7 @@ pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, Train
     // A job whose work is done turns away late ranks; that is no failure of theirs.
     let outcome = match outcome {
         Err(TrainError::Member(MemberError::Join(muster_rendezvous::client::JoinError::Finished))) => {
-            println!("the job has already finished");
+            say!("the job has already finished");
             Ok(Outcome::Finished)
         }
         outcome => outcome,
@@ -225,7 +233,7 @@ impl<'a> Run<'a> {
             self.set_threads(place.local_world);
             match self.work(&place.group, place.epoch, member) {
                 Ok(Halt::Finished(score)) => {
-                    self.finish(&place.group, score)?;
+                    self.finish(&place.group, score);
                     return Ok(Outcome::Finished);
                 }
                 Ok(Halt::Stopped) => return self.stop(),
@@ -237,7 +245,7 @@ impl<'a> Run<'a> {
                         membership: place.epoch,
                         step: self.progress.step,
                         cause: &cause,
-                    })?;
+                    });
                     futile = if self.progress.step > before { 0 } else { futile + 1 };
                     if futile >= FUTILE_EPOCHS {
                         return Err(TrainError::Futile(error));
@@ -259,11 +267,11 @@ impl<'a> Run<'a> {
         let threads = tch::get_num_threads();
         let (parameters, step) = (self.parameters.count(), self.progress.step);
         if group.rank() == 0 {
-            println!(
+            say!(
                 "training {}: {parameters} parameters, {world} ranks of {threads} threads, from step {step}",
                 self.model.architecture
             );
-            self.record(&Record::Start { membership, world, threads, parameters, step })?;
+            self.record(&Record::Start { membership, world, threads, parameters, step });
         }
 
         let mut score = None;
@@ -280,7 +288,7 @@ impl<'a> Run<'a> {
             score = Some(result);
             self.progress = Progress { step: self.progress.step, epoch: self.progress.epoch + 1, offset: 0 };
             if group.rank() == 0 {
-                self.report_epoch(result)?;
+                self.report_epoch(result);
                 self.save()?;
             }
             self.pace.epoch = Span::default();
@@ -350,7 +358,7 @@ impl<'a> Run<'a> {
         }
         if group.rank() == 0 {
             if self.progress.step.is_multiple_of(self.args.log_every) {
-                self.report_step(loss, lr)?;
+                self.report_step(loss, lr);
             }
             if self.args.checkpoint_every.is_some_and(|every| self.progress.step.is_multiple_of(every)) {
                 self.save()?;
@@ -359,48 +367,48 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report_step(&mut self, loss: f64, learning_rate: f64) -> Result<(), TrainError> {
+    fn report_step(&mut self, loss: f64, learning_rate: f64) {
         let span = std::mem::take(&mut self.pace.report);
         let (samples_per_second, step_seconds) = (span.samples_per_second(), span.step_seconds());
         let Progress { step, epoch, .. } = self.progress;
-        println!(
+        say!(
             "step {step:>6}  epoch {}/{}  loss {loss:.4}  lr {learning_rate:.5}  {samples_per_second:.0} samples/s",
             epoch + 1,
             self.args.epochs
         );
-        self.record(&Record::Step { step, epoch: epoch + 1, loss, learning_rate, samples_per_second, step_seconds })
+        self.record(&Record::Step { step, epoch: epoch + 1, loss, learning_rate, samples_per_second, step_seconds });
     }
 
-    fn report_epoch(&mut self, score: Score) -> Result<(), TrainError> {
+    fn report_epoch(&mut self, score: Score) {
         let span = self.pace.epoch;
         let (samples_per_second, seconds) = (span.samples_per_second(), span.busy.as_secs_f64());
         let Progress { step, epoch, .. } = self.progress;
         let Score { loss, accuracy, .. } = score;
-        println!(
+        say!(
             "epoch {epoch}/{} done  loss {loss:.4}  accuracy {accuracy:.4}  {samples_per_second:.0} samples/s  {seconds:.1} s",
             self.args.epochs
         );
-        self.record(&Record::Epoch { step, epoch, loss, accuracy, samples_per_second, seconds })
+        self.record(&Record::Epoch { step, epoch, loss, accuracy, samples_per_second, seconds });
     }
 
-    fn finish(&mut self, group: &Group, score: Score) -> Result<(), TrainError> {
+    fn finish(&mut self, group: &Group, score: Score) {
         let digest = self.parameters.digest();
-        println!("rank {} of {}: parameters sha256:{digest}", group.rank(), group.world());
+        say!("rank {} of {}: parameters sha256:{digest}", group.rank(), group.world());
         if group.rank() != 0 {
-            return Ok(());
+            return;
         }
         let Score { loss, accuracy, .. } = score;
         let samples_per_second = self.pace.total.samples_per_second();
         let seconds = self.started.elapsed().as_secs_f64();
-        println!(
+        say!(
             "finished: accuracy={accuracy:.4} loss={loss:.4} samples_per_second={samples_per_second:.0} seconds={seconds:.1}"
         );
         let step = self.progress.step;
-        self.record(&Record::Finish { step, loss, accuracy, samples_per_second, seconds, parameters: &digest })
+        self.record(&Record::Finish { step, loss, accuracy, samples_per_second, seconds, parameters: &digest });
     }
 
     fn stop(&mut self) -> Result<Outcome, TrainError> {
-        println!("asked to stop at step {}", self.progress.step);
+        say!("asked to stop at step {}", self.progress.step);
         if self.rank == 0 {
             self.save()?;
         }
@@ -421,15 +429,18 @@ impl<'a> Run<'a> {
         let seconds = started.elapsed().as_secs_f64();
         debug!(path = %path.display(), seconds, "checkpoint saved");
         let step = self.progress.step;
-        self.record(&Record::Checkpoint { step, path: &path.to_string_lossy(), seconds })
+        self.record(&Record::Checkpoint { step, path: &path.to_string_lossy(), seconds });
+        Ok(())
     }
 
-    /// Only rank 0 keeps records: the ranks share their arguments, and so the file.
-    fn record(&mut self, record: &Record<'_>) -> Result<(), TrainError> {
-        if self.rank != 0 {
-            return Ok(());
+    /// Only rank 0 keeps records: the ranks share their arguments, and so the file. A full disk costs the records,
+    /// not the run.
+    fn record(&mut self, record: &Record<'_>) {
+        if self.rank == 0
+            && let Err(error) = self.metrics.write(record)
+        {
+            warn!("failed to write the metrics: {error}");
         }
-        self.metrics.write(record).map_err(TrainError::Metrics)
     }
 
     fn set_threads(&self, local_world: usize) {

@@ -75,6 +75,7 @@ struct Stage {
     address: String,
     token: String,
     folder: tempfile::TempDir,
+    config: quorum::Config,
     shutdown: tokio_util::sync::CancellationToken,
 }
 
@@ -84,11 +85,16 @@ fn key() -> TokenKey {
 
 impl Stage {
     fn new(job: &str) -> Stage {
+        Stage::with(job, quorum::Config { settle: Duration::from_millis(300), ..quorum::Config::default() })
+    }
+
+    fn with(job: &str, config: quorum::Config) -> Stage {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         write_data(&folder.path().join("data"));
         let token = key().job_token("default", job, "uid");
-        let mut stage = Stage { runtime, address: "127.0.0.1:0".into(), token, folder, shutdown: Default::default() };
+        let mut stage =
+            Stage { runtime, address: "127.0.0.1:0".into(), token, folder, config, shutdown: Default::default() };
         stage.start_server();
         stage
     }
@@ -105,8 +111,7 @@ impl Stage {
         });
         self.address = listener.local_addr().unwrap().to_string();
         self.shutdown = tokio_util::sync::CancellationToken::new();
-        let config = quorum::Config { settle: Duration::from_millis(300), ..quorum::Config::default() };
-        self.runtime.spawn(server::serve(listener, key(), config, self.shutdown.clone()));
+        self.runtime.spawn(server::serve(listener, key(), self.config, self.shutdown.clone()));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -129,15 +134,13 @@ impl Stage {
 
     fn metrics(&self, run: &str) -> Vec<Value> {
         let text = std::fs::read_to_string(self.path(&format!("{run}.jsonl"))).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        // The last line may not be whole yet.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     fn wait_for_step(&self, run: &str, step: u64) {
         wait(&format!("step {step} of {run}"), || {
-            let text = std::fs::read_to_string(self.path(&format!("{run}.jsonl"))).unwrap_or_default();
-            // The last line may not be whole yet.
-            let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            lines.filter_map(|record| record["step"].as_u64()).any(|at| at >= step)
+            self.metrics(run).iter().filter_map(|record| record["step"].as_u64()).any(|at| at >= step)
         });
     }
 }
@@ -298,6 +301,23 @@ fn training_goes_on_while_the_rendezvous_is_away() {
     assert_eq!(common_digest(ranks), wanted);
     let interrupted = stage.metrics("run").iter().filter(|record| record["event"] == "interrupted").count();
     assert_eq!(interrupted, 0, "the death of the server must end no epoch");
+}
+
+#[test]
+fn a_rank_that_hangs_is_given_up_and_taken_back_when_it_wakes() {
+    let arguments = "--model mlp --epochs 60 --batch-size 8";
+    let wanted = calm(arguments);
+    let stage = Stage::with("hangs", quorum::Config { deadline: Duration::from_secs(1), ..quorum::Config::default() });
+    let ranks = start_ranks(&stage, "run", arguments);
+    stage.wait_for_step("run", 50);
+    ranks[1].signal(libc::SIGSTOP);
+    wait("the loss of the rank", || {
+        stage.metrics("run").iter().any(|record| {
+            record["event"] == "interrupted" && record["cause"].as_str().unwrap().contains("sent no heartbeat")
+        })
+    });
+    ranks[1].signal(libc::SIGCONT);
+    assert_eq!(common_digest(ranks), wanted);
 }
 
 #[test]
