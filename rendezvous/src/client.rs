@@ -294,12 +294,12 @@ impl Attendance {
                         }
                         Some(Message::Waiting(waiting)) => {
                             self.show.send_if_modified(|view| {
-                                let waits = matches!(view, View::Waiting(_));
-                                if waits {
+                                let news = matches!(view, View::Waiting(reason) if *reason != waiting.reason);
+                                if news {
                                     info!(reason = waiting.reason, "waiting for the job's world");
                                     *view = View::Waiting(waiting.reason);
                                 }
-                                waits
+                                news
                             });
                         }
                         Some(Message::Membership(membership)) => {

@@ -22,6 +22,8 @@ use crate::quorum::{self, Candidate, Config, Hold, Job, MemberId, Refusal, Verdi
 use crate::token::{JobIdentity, TokenKey};
 use crate::wire::{self, proto};
 
+/// Those that wait are told why at most so often: while a large world gathers, the reason changes with each member.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// A member that does not read so many messages is cut off.
 const OUTBOX: usize = 32;
 const MAX_JOBS: usize = 10_000;
@@ -117,11 +119,15 @@ impl Hub {
     /// Lets an event happen to a job, then draws the conclusions.
     fn record(&self, identity: &JobIdentity, event: impl FnOnce(Duration, &mut Attendance)) {
         let now = self.now();
-        if let Some(attendance) = self.jobs().get_mut(identity) {
-            event(now, attendance);
-            attendance.step(now, identity, &self.config);
+        let mut jobs = self.jobs();
+        let Some(attendance) = jobs.get_mut(identity) else { return };
+        let before = attendance.wake;
+        event(now, attendance);
+        attendance.step(now, identity, &self.config);
+        // A later alarm than the one that is set needs no ringing: the clock finds nothing to do and sets it anew.
+        if attendance.wake.is_some_and(|wake| before.is_none_or(|before| wake < before)) {
+            self.alarm.notify_one();
         }
-        self.alarm.notify_one();
     }
 }
 
@@ -134,8 +140,8 @@ struct Attendance {
     sessions: BTreeMap<MemberId, Session>,
     sessions_opened: u64,
     wake: Option<Duration>,
-    /// The reason last told to those that wait.
-    hold: Option<Hold>,
+    /// The reason last told to those that wait, and when.
+    told: Option<(Hold, Duration)>,
     /// Since when it has no member.
     emptied: Option<Duration>,
 }
@@ -178,9 +184,16 @@ impl Attendance {
             }
             Some(_) => {}
         }
-        // Whoever waits is told why, also where the reason is an old one.
-        self.hold = None;
         Ok(number)
+    }
+
+    /// Tells a newcomer why it waits, also where the others know the reason already.
+    fn greet(&mut self, id: &MemberId) {
+        if let Some((hold, _)) = self.told.clone()
+            && self.job.waiting().any(|waiting| waiting == id)
+        {
+            self.tell(id, &hold);
+        }
     }
 
     /// Decides and acts until nothing more follows.
@@ -209,14 +222,10 @@ impl Attendance {
                         let membership = wire::membership(&world, rank);
                         self.send(&peer.id, proto::to_member::Message::Membership(membership));
                     }
-                    self.hold = None;
+                    self.told = None;
                 }
                 Verdict::Hold(hold) => {
-                    if self.hold.as_ref() != Some(&hold) {
-                        debug!(job = %identity, reason = %hold, "no new epoch");
-                        self.tell_waiting(&hold);
-                        self.hold = Some(hold);
-                    }
+                    self.tell_waiting(now, identity, hold);
                     break;
                 }
             }
@@ -224,14 +233,36 @@ impl Attendance {
         self.emptied = if self.job.is_empty() { self.emptied.or(Some(now)) } else { None };
     }
 
-    fn tell_waiting(&mut self, hold: &Hold) {
+    /// Tells those that wait why, when the reason is new; where it changes all the time, now and then.
+    fn tell_waiting(&mut self, now: Duration, identity: &JobIdentity, hold: Hold) {
+        if let Some((told, at)) = &self.told {
+            if *told == hold {
+                return;
+            }
+            let next = *at + TELL_EVERY;
+            if now < next && hold != Hold::Finished {
+                self.wake = Some(self.wake.map_or(next, |wake| wake.min(next)));
+                return;
+            }
+        }
+        debug!(job = %identity, reason = %hold, "no new epoch");
         let waiting: Vec<MemberId> = self.job.waiting().cloned().collect();
         for id in waiting {
-            let message = match hold {
-                Hold::Finished => proto::to_member::Message::Finished(proto::Finished {}),
-                hold => proto::to_member::Message::Waiting(proto::Waiting { reason: hold.to_string() }),
-            };
-            self.send(&id, message);
+            self.tell(&id, &hold);
+        }
+        self.told = Some((hold, now));
+    }
+
+    fn tell(&mut self, id: &MemberId, hold: &Hold) {
+        match hold {
+            Hold::Finished => self.send(id, proto::to_member::Message::Finished(proto::Finished {})),
+            hold => {
+                // Only for people: one that does not get through is no loss.
+                let waiting = proto::to_member::Message::Waiting(proto::Waiting { reason: hold.to_string() });
+                if let Some(session) = self.sessions.get(id) {
+                    let _ = session.outbox.try_send(Ok(proto::ToMember { message: Some(waiting) }));
+                }
+            }
         }
     }
 
@@ -288,6 +319,7 @@ impl proto::rendezvous_server::Rendezvous for Service {
             })?;
             debug!(job = %identity, member = %id, ?from, "member joined");
             attendance.step(now, &identity, &hub.config);
+            attendance.greet(&id);
             number
         };
         hub.alarm.notify_one();

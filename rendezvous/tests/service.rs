@@ -173,3 +173,16 @@ async fn jobs_do_not_see_each_other() {
     assert!(matches!(one.membership(0, short).await, Err(JoinError::Timeout { .. })));
     assert!(matches!(other.membership(0, short).await, Err(JoinError::Timeout { .. })));
 }
+
+#[tokio::test]
+async fn a_large_world_gathers_at_once() {
+    const WORLD: u32 = 200;
+    let server = Server::start("127.0.0.1:0").await;
+    let sessions: Vec<Session> = (0..WORLD)
+        .map(|rank| client::join(config(&server, &format!("worker-{rank}"), "a", rank, WORLD)).unwrap())
+        .collect();
+    for (session, rank) in sessions.iter().zip(0..) {
+        let membership = session.membership(0, LONG).await.unwrap();
+        assert_eq!((membership.epoch, membership.rank, membership.size()), (1, rank, WORLD));
+    }
+}
