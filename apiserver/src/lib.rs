@@ -4,6 +4,7 @@ pub mod auth;
 pub mod builtin;
 pub mod crd;
 pub mod error;
+pub mod openapi;
 pub mod patch;
 pub mod schema;
 pub mod selector;

@@ -65,7 +65,8 @@ pub(crate) struct Field {
     pub(crate) patch_merge: bool,
     pub(crate) retain_keys: bool,
     pub(crate) default: Option<&'static str>,
-    pub(crate) required: bool,
+    /// The values that the field may have, where they are a closed set.
+    pub(crate) values: Vec<&'static str>,
 }
 
 #[derive(Debug)]
@@ -125,7 +126,6 @@ impl Facts {
         self.by_id["meta/v1.ObjectMeta"]
     }
 
-    #[cfg(test)]
     pub(crate) fn by_id(&self, id: &str) -> Option<&Struct> {
         self.by_id.get(id).map(|i| &self.structs[*i])
     }
@@ -202,7 +202,7 @@ fn field(
         patch_merge: strategy.split(',').any(|s| s == "merge"),
         retain_keys: strategy.split(',').any(|s| s == "retainKeys"),
         default: option("default="),
-        required: rest.contains(&"required"),
+        values: option("enum=").map(|values| values.split('|').collect()).unwrap_or_default(),
     }
 }
 

@@ -180,6 +180,15 @@ fn status_errors(root: &Node, new: &Value, old: Option<&Value>) -> Vec<FieldErro
     errors
 }
 
+/// What is known of a built-in type beside its description, by its name in OpenAPI documents.
+pub(crate) fn describe(model: &str) -> Option<&'static facts::Struct> {
+    let rest = ["io.k8s.api.", "io.k8s.apimachinery.pkg.apis.", "io.k8s.apiextensions-apiserver.pkg.apis."]
+        .iter()
+        .find_map(|prefix| model.strip_prefix(prefix))?;
+    // `core.v1.Pod` is `core/v1.Pod` in the table.
+    facts().by_id(&rest.replacen('.', "/", 1))
+}
+
 /// Metadata is decoded as that of every object; the rest is pruned and filled by the schema, checked later.
 fn decode_custom(node: &Node, tree: Tree) -> Result<Decoded, DecodeError> {
     let fields = match tree {

@@ -2,7 +2,9 @@
 // of the Kubernetes API its JSON fields, their Go types, which of them the encoder leaves out when empty,
 // and (from the OpenAPI document of the same release) the list and map kinds and patch keys.
 //
-// usage: go run . api/openapi-spec/swagger.json (of k8s.io/kubernetes v1.34.4) > ../../src/schema/facts.txt
+// usage, with the files of k8s.io/kubernetes v1.34.4:
+//
+//	go run . api/openapi-spec/swagger.json pkg/generated/openapi/zz_generated.openapi.go > ../../src/schema/facts.txt
 package main
 
 import (
@@ -10,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -170,6 +173,41 @@ func walk(t reflect.Type) {
 	fields[id] = out
 }
 
+var (
+	function = regexp.MustCompile(`^func schema_(\w+)\(ref `)
+	property = regexp.MustCompile(`^\t+"([^"]+)": \{$`)
+	enum     = regexp.MustCompile(`^\t+Enum: +\[\]interface\{\}\{(.*)\},$`)
+)
+
+// enums gives the values of fields that have a closed set of them, by the generated function and the field.
+func enums(path string) map[[2]string][]string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	found := map[[2]string][]string{}
+	var owner, name string
+	for _, line := range strings.Split(string(raw), "\n") {
+		if m := function.FindStringSubmatch(line); m != nil {
+			owner = m[1]
+		} else if m := property.FindStringSubmatch(line); m != nil {
+			name = m[1]
+		} else if m := enum.FindStringSubmatch(line); m != nil {
+			for _, v := range strings.Split(m[1], ", ") {
+				found[[2]string{owner, name}] = append(found[[2]string{owner, name}], strings.Trim(v, `"`))
+			}
+		}
+	}
+	return found
+}
+
+// generated is the name by which the generated code calls a type.
+func generated(t reflect.Type) string {
+	p := t.PkgPath()
+	p = strings.NewReplacer("k8s.io/api/", "k8sio_api_", "k8s.io/apimachinery/pkg/apis/", "pkg_apis_", "k8s.io/apiextensions-apiserver/pkg/apis/", "pkg_apis_").Replace(p)
+	return strings.ReplaceAll(p, "/", "_") + "_" + t.Name()
+}
+
 func main() {
 	raw, err := os.ReadFile(os.Args[1])
 	if err != nil {
@@ -181,6 +219,7 @@ func main() {
 	if err := json.Unmarshal(raw, &swagger); err != nil {
 		panic(err)
 	}
+	values := enums(os.Args[2])
 	for _, g := range kinds {
 		for _, o := range g.objects {
 			t := reflect.TypeOf(o).Elem()
@@ -232,12 +271,8 @@ func main() {
 			if f.name == "protocol" && (t == reflect.TypeOf(core.ContainerPort{}) || t == reflect.TypeOf(core.ServicePort{})) {
 				fmt.Print(" default=TCP")
 			}
-			if req, _ := def["required"].([]any); req != nil {
-				for _, r := range req {
-					if r == f.name {
-						fmt.Print(" required")
-					}
-				}
+			if v := values[[2]string{generated(t), f.name}]; v != nil && !strings.HasPrefix(f.spec, "[]") {
+				fmt.Printf(" enum=%s", strings.Join(v, "|"))
 			}
 			fmt.Println()
 		}
