@@ -128,7 +128,10 @@ fn qualified(group: &str, resource: &str) -> String {
 }
 
 fn details(group: &str, kind: &str, name: &str) -> Value {
-    let mut d = json!({"kind": kind});
+    let mut d = json!({});
+    if !kind.is_empty() {
+        d["kind"] = kind.into();
+    }
     if !group.is_empty() {
         d["group"] = group.into();
     }

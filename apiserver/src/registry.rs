@@ -105,6 +105,13 @@ impl Served {
         }
     }
 
+    /// Where the kind keeps its replicas, if that is not where built-in kinds do.
+    pub(crate) fn scale_paths(&self) -> Option<crate::handlers::ScalePaths> {
+        match &self.source {
+            Source::Builtin(_) => None,
+        }
+    }
+
     pub fn has_verb(&self, verb: &str) -> bool {
         self.verbs.iter().any(|v| v == verb)
     }

@@ -37,6 +37,7 @@ impl Api {
             "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:masters"}]});
         objects.push((rbac, "v1", "clusterrolebindings", None, binding));
         let options = WriteOptions::internal("muster");
+        let fresh = self.store.revision() == 0;
         for (group, version, plural, namespace, object) in objects {
             let what = format!("{plural} {}", object["metadata"]["name"]);
             let Some(served) = self.registry.catalog().find(group, version, plural) else { continue };
@@ -50,6 +51,10 @@ impl Api {
                 .map_err(|error| OpenError::Bootstrap { what, error })?;
         }
         let _ = crds;
+        if fresh {
+            // What was made here is a server's beginning, not a history that anybody has followed.
+            self.store.forget_history();
+        }
         Ok(())
     }
 }

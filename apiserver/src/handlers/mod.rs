@@ -1,16 +1,21 @@
 //! From a request to its answer: who asks, whether they may, which handler answers.
 
 mod admission;
+mod bind;
 mod bootstrap;
 mod delete;
+mod logs;
 mod patch;
 mod read;
+mod reviews;
+mod scale;
 mod subresource;
 mod system;
 mod update;
 mod write;
 
 pub(crate) use read::Selection;
+pub(crate) use scale::ScalePaths;
 
 use crate::auth::rbac::{self, Action};
 use crate::auth::{self, Identity};
@@ -276,6 +281,7 @@ impl Api {
             "get" => self.get(req, &served).await,
             "list" => self.list(req, &served).await,
             "watch" => self.watch(req, &served).await,
+            "create" if &*served.storage == "/bindings" => self.bind(req, None).await,
             "create" => self.create(req, &served).await,
             "update" => self.update(req, &served).await,
             "patch" => self.patch(req, &served).await,

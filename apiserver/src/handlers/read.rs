@@ -178,6 +178,9 @@ impl Api {
             last = Some(path.clone());
         }
         let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if served.typed_items() {
+            metadata["continue"] = "".into();
+        }
         if let Some((remaining, last)) = more {
             metadata["continue"] = write_continue(&last, revision).into();
             if selection.is_everything() {

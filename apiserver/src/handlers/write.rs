@@ -216,8 +216,4 @@ impl Api {
             apply::track_update(&schema, old, new, &operation);
         }
     }
-
-    fn review(&self, _req: &Req, _served: &Served, _object: &Value) -> ApiResult<Option<Value>> {
-        Ok(None)
-    }
 }
