@@ -3,7 +3,6 @@
 use crate::error::{ApiError, ApiResult};
 use crate::registry::{Catalog, Served};
 use crate::schema::{Decoded, Tree, strict};
-use crate::store::Object;
 use serde_json::Value;
 
 /// What happens with fields that the kind does not know or that occur twice.
@@ -130,9 +129,4 @@ pub fn name_of(object: &Value) -> &str {
 /// The name in a store path (`namespace/name` or `name`).
 pub fn name_in(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
-}
-
-/// The revision that an object carries as its resource version.
-pub fn resource_version(object: &Object) -> String {
-    object.revision.to_string()
 }

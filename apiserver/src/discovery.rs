@@ -109,15 +109,15 @@ fn api_group(catalog: &Catalog, group: &str) -> Value {
 fn subresource<'a>(served: &'a Served, name: &str) -> (&'a str, &'a str, &'a str, &'static [&'static str]) {
     match name {
         "scale" => ("autoscaling", "v1", "Scale", &["get", "patch", "update"]),
-        "binding" => ("", "v1", "Binding", &["create"]),
+        "binding" => ("", "", "Binding", &["create"]),
         "eviction" => ("policy", "v1", "Eviction", &["create"]),
         "token" => ("authentication.k8s.io", "v1", "TokenRequest", &["create"]),
         "log" => ("", "", &served.kind, &["get"]),
         "finalize" => ("", "", &served.kind, &["update"]),
-        "attach" => ("", "v1", "PodAttachOptions", &["create", "get"]),
-        "exec" => ("", "v1", "PodExecOptions", &["create", "get"]),
-        "portforward" => ("", "v1", "PodPortForwardOptions", &["create", "get"]),
-        "proxy" => ("", "v1", "NodeProxyOptions", &["create", "delete", "get", "patch", "update"]),
+        "attach" => ("", "", "PodAttachOptions", &["create", "get"]),
+        "exec" => ("", "", "PodExecOptions", &["create", "get"]),
+        "portforward" => ("", "", "PodPortForwardOptions", &["create", "get"]),
+        "proxy" => ("", "", "NodeProxyOptions", &["create", "delete", "get", "patch", "update"]),
         _ => ("", "", &served.kind, &["get", "patch", "update"]),
     }
 }

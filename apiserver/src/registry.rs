@@ -1,6 +1,7 @@
 //! The kinds that are served now: the built-in ones, and those of the CustomResourceDefinitions there are.
 
 use crate::builtin::{self, BuiltinKind};
+use crate::crd::CustomKind;
 use crate::error::ApiError;
 use crate::schema::Schema;
 use crate::store::{Draft, Index, Object};
@@ -13,10 +14,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// The verbs of a kind that has all of them.
 pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// The same, in the order in which discovery gives them for custom kinds.
+const CUSTOM_VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
 /// Where a served kind comes from.
 #[derive(Clone)]
 pub enum Source {
     Builtin(&'static BuiltinKind),
+    Custom(Arc<CustomKind>),
 }
 
 /// One kind in one version, as it is served.
@@ -89,6 +94,32 @@ impl Served {
         }
     }
 
+    pub fn custom(kind: CustomKind) -> Self {
+        let mut subresources = Vec::new();
+        if kind.scale.is_some() {
+            subresources.push("scale".to_owned());
+        }
+        if kind.status {
+            subresources.push("status".to_owned());
+        }
+        Served {
+            group: kind.group.clone(),
+            version: kind.version.clone(),
+            kind: kind.kind.clone(),
+            list_kind: kind.list_kind.clone(),
+            plural: kind.plural.clone(),
+            singular: kind.singular.clone(),
+            short_names: kind.short_names.clone(),
+            categories: kind.categories.clone(),
+            namespaced: kind.namespaced,
+            verbs: strings(CUSTOM_VERBS),
+            subresources,
+            storage: format!("{}/{}", kind.group, kind.plural).into(),
+            prefix: prefix(&api_version(&kind.group, &kind.version), &kind.kind),
+            source: Source::Custom(Arc::new(kind)),
+        }
+    }
+
     pub fn api_version(&self) -> String {
         api_version(&self.group, &self.version)
     }
@@ -96,19 +127,22 @@ impl Served {
     pub fn as_builtin(&self) -> Option<&'static BuiltinKind> {
         match &self.source {
             Source::Builtin(kind) => Some(kind),
+            Source::Custom(_) => None,
         }
     }
 
     pub fn schema(&self) -> Option<Arc<Schema>> {
         match &self.source {
             Source::Builtin(kind) => Schema::builtin(kind.group, kind.version, kind.kind),
+            Source::Custom(kind) => Some(kind.schema.clone()),
         }
     }
 
-    /// Where the kind keeps its replicas, if that is not where built-in kinds do.
-    pub(crate) fn scale_paths(&self) -> Option<crate::handlers::ScalePaths> {
+    /// Where a custom kind keeps its replicas.
+    pub fn custom_scale(&self) -> Option<&crate::crd::Scale> {
         match &self.source {
             Source::Builtin(_) => None,
+            Source::Custom(kind) => kind.scale.as_ref(),
         }
     }
 
@@ -174,12 +208,10 @@ impl Served {
 
     /// A field's value for field selectors, empty where the object has none.
     pub fn field<'a>(&self, object: &'a Object, key: &str) -> Cow<'a, str> {
-        match self.face() {
-            None => Cow::Borrowed(object.index.field(key).unwrap_or_default()),
-            Some(_) => Cow::Owned(match self.as_builtin() {
-                Some(kind) => text_of((kind.fields)(&self.value(object)).get(key)),
-                None => String::new(),
-            }),
+        match &self.source {
+            Source::Builtin(_) if self.face().is_none() => Cow::Borrowed(object.index.field(key).unwrap_or_default()),
+            Source::Builtin(kind) => Cow::Owned(text_of((kind.fields)(&self.value(object)).get(key))),
+            Source::Custom(kind) => Cow::Owned(text_of(kind.selectable_values(&object.bare_value()).get(key))),
         }
     }
 
@@ -188,13 +220,14 @@ impl Served {
         if matches!(key, "metadata.name") || (key == "metadata.namespace" && self.namespaced) {
             return Ok(());
         }
-        let labels: &[&str] = match &self.source {
-            Source::Builtin(kind) => kind.field_labels,
+        let (known, only_metadata) = match &self.source {
+            Source::Builtin(kind) => (kind.field_labels.contains(&key), kind.field_labels.is_empty()),
+            Source::Custom(kind) => (kind.selectable.iter().any(|(name, _)| name == key), false),
         };
-        if labels.contains(&key) {
+        if known {
             return Ok(());
         }
-        Err(ApiError::bad_request(if labels.is_empty() && self.as_builtin().is_some() {
+        Err(ApiError::bad_request(if only_metadata {
             format!("{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
         } else {
             format!("field label not supported: {key}")

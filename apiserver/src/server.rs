@@ -99,6 +99,8 @@ pub(crate) struct Api {
     pub(crate) nodes: Option<NodeService>,
     pub(crate) readiness: Readiness,
     pub(crate) metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    /// Held by whoever brings the custom kinds up to date.
+    pub(crate) settling: tokio::sync::Mutex<()>,
 }
 
 /// A handle to the API server; clones share it.
@@ -116,7 +118,17 @@ impl ApiServer {
         };
         let store = Store::open(backend, registry::index)?;
         let registry = Registry::new();
-        let server = ApiServer(Arc::new(Api { store, registry, clock, random, keys, nodes, readiness, metrics }));
+        let server = ApiServer(Arc::new(Api {
+            store,
+            registry,
+            clock,
+            random,
+            keys,
+            nodes,
+            readiness,
+            metrics,
+            settling: tokio::sync::Mutex::new(()),
+        }));
         server.0.bootstrap(crds).await?;
         Ok(server)
     }

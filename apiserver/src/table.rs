@@ -45,12 +45,14 @@ pub fn table(
 fn definitions(served: &Served) -> Value {
     match &served.source {
         Source::Builtin(kind) => (*kind.column_definitions()).clone(),
+        Source::Custom(kind) => kind.column_definitions(),
     }
 }
 
 fn row(served: &Served, version: &str, object: &Value, include: Include, now: Timestamp) -> Value {
     let (cells, conditions) = match &served.source {
         Source::Builtin(kind) => ((kind.row)(object, now.as_second()), (kind.row_conditions)(object)),
+        Source::Custom(kind) => (kind.cells(object, now.as_second()), Vec::new()),
     };
     let mut row = json!({"cells": cells});
     if !conditions.is_empty() {

@@ -44,6 +44,7 @@ impl Api {
     ) -> ApiResult<()> {
         match &served.source {
             Source::Builtin(kind) => (kind.admit)(object, old, context)?,
+            Source::Custom(kind) => warnings.extend(kind.deprecation.clone()),
         }
         if served.group == "kubeflow.org" && served.version == "v1" && context.subresource.is_empty() {
             match admission::review(&served.kind, old, object) {

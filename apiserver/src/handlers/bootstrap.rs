@@ -50,7 +50,13 @@ impl Api {
                 .await
                 .map_err(|error| OpenError::Bootstrap { what, error })?;
         }
-        let _ = crds;
+        for crd in crds {
+            let what = format!("definition {}", crd["metadata"]["name"]);
+            self.install_definition(crd).await.map_err(|error| OpenError::Bootstrap { what, error })?;
+        }
+        self.settle_definitions()
+            .await
+            .map_err(|error| OpenError::Bootstrap { what: "custom kinds".to_owned(), error })?;
         if fresh {
             // What was made here is a server's beginning, not a history that anybody has followed.
             self.store.forget_history();

@@ -1,9 +1,9 @@
 //! Deleting: at once, gracefully, or once the finalizers are gone.
 
-use super::Req;
 use super::read::Selection;
 use super::update::{bump_generation, finished};
 use super::write::{Written, store_failed};
+use super::{Req, definitions};
 use crate::codec;
 use crate::error::{ApiError, ApiResult};
 use crate::options::{dry_run, refuse};
@@ -126,7 +126,9 @@ impl Api {
         let body = req.body().await?;
         let options = DeleteOptions::parse(&req.query, &body, req.header(http::header::CONTENT_TYPE))?;
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());
-        match self.delete_object(served, namespace.as_deref(), &name, &options).await? {
+        let outcome = self.delete_object(served, namespace.as_deref(), &name, &options).await?;
+        self.after_write(served, outcome.1).await?;
+        match outcome {
             (Written::Stored(object), false) => self.answer(req, served, form, 200, &object),
             (Written::Stored(object), true) => {
                 if served.as_builtin().is_some_and(|kind| kind.returns_deleted) {
@@ -217,6 +219,11 @@ impl Api {
             }
             return if changed { Step::Mark(new) } else { Step::Nothing };
         }
+        if &*served.storage == definitions::STORAGE {
+            let mut finalizers = new["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+            finalizers.push(definitions::CLEANUP.into());
+            new["metadata"]["finalizers"] = finalizers.into();
+        }
         let grace = served.as_builtin().and_then(|kind| (kind.grace)(old, options.grace)).unwrap_or(0).max(0);
         let waits = held(&new) || (is_namespace && old["spec"]["finalizers"].as_array().is_some_and(|l| !l.is_empty()));
         if grace == 0 && !waits {
@@ -266,6 +273,7 @@ impl Api {
         for outcome in futures::future::join_all(deletions).await {
             outcome?;
         }
+        self.after_write(served, true).await?;
         let objects: Vec<Arc<Object>> = chosen.into_iter().map(|(object, _)| object).collect();
         let metadata = json!({"resourceVersion": self.store.revision().to_string()});
         Ok(self.answer_list(served, form, metadata, &objects, crate::table::Include::Metadata))

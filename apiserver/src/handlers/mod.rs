@@ -3,6 +3,7 @@
 mod admission;
 mod bind;
 mod bootstrap;
+mod definitions;
 mod delete;
 mod logs;
 mod patch;
@@ -15,7 +16,6 @@ mod update;
 mod write;
 
 pub(crate) use read::Selection;
-pub(crate) use scale::ScalePaths;
 
 use crate::auth::rbac::{self, Action};
 use crate::auth::{self, Identity};

@@ -93,10 +93,12 @@ impl Api {
             let absent = self.store.head(&self.key(served, namespace.as_deref(), &name)).is_none();
             if absent && subresource.is_empty() {
                 let (code, written) = self.apply_new(&change, &patch, &mut req.warnings).await?;
+                self.after_write(served, false).await?;
                 return self.answer_written(req, served, form, code, written);
             }
         }
         let written = self.apply_patch(&change, &patch, &mut req.warnings).await?;
+        self.after_write(served, matches!(written, Written::Gone(_))).await?;
         self.answer_written(req, served, form, 200, written)
     }
 

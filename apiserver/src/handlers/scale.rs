@@ -15,25 +15,6 @@ use muster_api::field::FieldError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Where a kind keeps its replicas: JSON pointers.
-#[derive(Clone, Debug)]
-pub(crate) struct ScalePaths {
-    pub(crate) spec: String,
-    pub(crate) status: String,
-    /// Of a selector's text; built-in kinds have a `LabelSelector` or a map instead.
-    pub(crate) selector: Option<String>,
-}
-
-impl ScalePaths {
-    pub(crate) fn of(served: &Served) -> Self {
-        served.scale_paths().unwrap_or_else(|| ScalePaths {
-            spec: "/spec/replicas".to_owned(),
-            status: "/status/replicas".to_owned(),
-            selector: None,
-        })
-    }
-}
-
 /// A `LabelSelector`, or a plain map of labels, as text.
 fn selector_text(selector: &Value) -> String {
     let labels = if selector["matchLabels"].is_object() || selector["matchExpressions"].is_array() {
@@ -60,43 +41,30 @@ fn selector_text(selector: &Value) -> String {
     terms.join(",")
 }
 
-fn scale_of(paths: &ScalePaths, object: &Value) -> Value {
+fn scale_of(served: &Served, object: &Value) -> Value {
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let (replicas, status, selector) = match served.custom_scale() {
+        Some(scale) => {
+            (scale.spec_replicas(object).unwrap_or(0), scale.status_replicas(object), scale.selector(object))
+        }
+        None => (number("/spec/replicas"), number("/status/replicas"), selector_text(&object["spec"]["selector"])),
+    };
     let metadata = &object["metadata"];
     let mut scale = json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1",
-        "metadata": {},
-        "spec": {},
-        "status": {"replicas": number(&paths.status)},
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {"replicas": status},
     });
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if !metadata[key].is_null() {
             scale["metadata"][key] = metadata[key].clone();
         }
     }
-    if number(&paths.spec) != 0 {
-        scale["spec"]["replicas"] = number(&paths.spec).into();
+    if replicas != 0 {
+        scale["spec"]["replicas"] = replicas.into();
     }
-    let selector = match &paths.selector {
-        Some(pointer) => object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned(),
-        None => selector_text(&object["spec"]["selector"]),
-    };
     if !selector.is_empty() {
         scale["status"]["selector"] = selector.into();
     }
     scale
-}
-
-/// Sets the value at a pointer, making the objects on the way.
-fn set(object: &mut Value, pointer: &str, value: Value) {
-    let mut at = object;
-    for part in pointer.trim_start_matches('/').split('/') {
-        if !at.is_object() {
-            *at = json!({});
-        }
-        at = &mut at[part];
-    }
-    *at = value;
 }
 
 impl Api {
@@ -107,12 +75,11 @@ impl Api {
         verb: &str,
     ) -> ApiResult<Response> {
         let form = req.form(false)?;
-        let paths = ScalePaths::of(served);
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());
         if verb == "get" {
             let object = self.store.get(&self.key(served, namespace.as_deref(), &name));
             let object = object.ok_or_else(|| served.not_found(&name))?;
-            return Ok(super::read::encode(form.encoding, 200, &scale_of(&paths, &served.value(&object))));
+            return Ok(super::read::encode(form.encoding, 200, &scale_of(served, &served.value(&object))));
         }
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         let kind = if verb == "patch" { "PatchOptions" } else { "UpdateOptions" };
@@ -139,7 +106,7 @@ impl Api {
         let builtin = served.as_builtin().is_some();
         let written = self
             .modify(&change, &mut req.warnings, |old| {
-                let before = scale_of(&paths, old);
+                let before = scale_of(served, old);
                 let scale = match &patch {
                     None => given.clone(),
                     Some(patch) => match patch.kind {
@@ -166,7 +133,10 @@ impl Api {
                     return Err(ApiError::invalid("autoscaling", "Scale", &name, &[error]));
                 }
                 let mut new = old.clone();
-                set(&mut new, &paths.spec, replicas.into());
+                match served.custom_scale() {
+                    Some(scale) => scale.set_replicas(&mut new, replicas),
+                    None => new["spec"]["replicas"] = replicas.into(),
+                }
                 Ok(new)
             })
             .await?;
@@ -174,7 +144,7 @@ impl Api {
             Written::Stored(object) => served.value(&object),
             Written::Gone(value) => value,
         };
-        Ok(super::read::encode(form.encoding, 200, &scale_of(&paths, &value)))
+        Ok(super::read::encode(form.encoding, 200, &scale_of(served, &value)))
     }
 }
 

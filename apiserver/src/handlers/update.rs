@@ -1,9 +1,10 @@
 //! Changing objects: update and patch, of the object itself or of a subresource, with optimistic concurrency.
 
 use super::write::{Written, metadata_of, place, refuse, rules, store_failed};
-use super::{Req, Stored};
+use super::{Req, Stored, definitions};
 use crate::builtin::{Context, metadata};
 use crate::codec;
+use crate::crd;
 use crate::error::{ApiError, ApiResult};
 use crate::options::WriteOptions;
 use crate::registry::{Served, Source};
@@ -56,6 +57,7 @@ impl Api {
             tracked: true,
         };
         let written = self.modify(&change, &mut req.warnings, |_| Ok(object.clone())).await?;
+        self.after_write(served, matches!(written, Written::Gone(_))).await?;
         self.answer_written(req, served, form, 200, written)
     }
 
@@ -133,6 +135,7 @@ impl Api {
         if version.is_empty() {
             let demanded = match &served.source {
                 Source::Builtin(kind) => !kind.unconditional_update,
+                Source::Custom(_) => true,
             };
             if put && demanded {
                 let why = "must be specified for an update";
@@ -153,6 +156,12 @@ impl Api {
         let context = Context { now: &now, namespace, subresource, objects: &stored, random: &random };
         match &served.source {
             Source::Builtin(kind) => (kind.default)(&mut new),
+            Source::Custom(kind) if subresource == "status" => only_status(&mut new, old, kind.status),
+            Source::Custom(_) => {}
+        }
+        let definition = &*served.storage == definitions::STORAGE;
+        if definition {
+            crd::default(&mut new);
         }
         let metadata = metadata_of(&mut new);
         metadata.remove("selfLink");
@@ -173,7 +182,7 @@ impl Api {
         if matches!(subresource, "" | "status") {
             self.admit(served, &mut new, Some(old), &context, warnings)?;
         }
-        let errors = match &served.source {
+        let mut errors = match &served.source {
             Source::Builtin(kind) => {
                 (kind.prepare_update)(&mut new, old, &context);
                 if kind.generation && new["spec"] != old["spec"] {
@@ -188,9 +197,61 @@ impl Api {
                 }
                 errors
             }
+            Source::Custom(kind) => {
+                if kind.status && subresource != "status" {
+                    keep(&mut new, old, "status");
+                }
+                let without = |object: &Value| {
+                    let fields = object.as_object().into_iter().flatten();
+                    let counts = |key: &str| key != "metadata" && !(kind.status && key == "status");
+                    fields.filter(|(key, _)| counts(key)).map(|(k, v)| (k.clone(), v.clone())).collect::<Vec<_>>()
+                };
+                if without(&new) != without(old) {
+                    bump_generation(&mut new);
+                }
+                let mut errors = metadata::validate(&new, &rules(served));
+                errors.extend(metadata::validate_update(&new, old, &rules(served)));
+                errors.extend(kind.validate(&new, Some(old), subresource));
+                errors
+            }
         };
+        if definition && subresource.is_empty() {
+            errors.extend(crd::validate(&new));
+            errors.extend(crd::validate_update(&new, old));
+        }
         refuse(served, name, &errors)?;
         Ok(new)
+    }
+}
+
+/// Gives a field the value that it had.
+fn keep(new: &mut Value, old: &Value, field: &str) {
+    let Some(fields) = new.as_object_mut() else { return };
+    match old.get(field) {
+        Some(value) => fields.insert(field.to_owned(), value.clone()),
+        None => fields.remove(field),
+    };
+}
+
+/// Of a write to the status of a custom kind nothing else counts.
+fn only_status(new: &mut Value, old: &Value, has_status: bool) {
+    if !has_status {
+        return;
+    }
+    let status = new.get("status").cloned();
+    let managed = new["metadata"]["managedFields"].take();
+    let version = new["metadata"]["resourceVersion"].take();
+    *new = old.clone();
+    keep(new, &json!({"status": status}), "status");
+    if status.is_none()
+        && let Some(fields) = new.as_object_mut()
+    {
+        fields.remove("status");
+    }
+    for (key, value) in [("managedFields", managed), ("resourceVersion", version)] {
+        if !value.is_null() {
+            new["metadata"][key] = value;
+        }
     }
 }
 

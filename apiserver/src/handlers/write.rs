@@ -1,8 +1,9 @@
 //! Creating objects, and what all writes have in common.
 
-use super::{Req, Stored};
-use crate::builtin::{Context, metadata};
+use super::{Req, Stored, definitions};
+use crate::builtin::{Context, NameRule, metadata};
 use crate::codec;
+use crate::crd;
 use crate::error::{ApiError, ApiResult};
 use crate::options::WriteOptions;
 use crate::patch::apply;
@@ -61,6 +62,9 @@ pub(super) fn rules(served: &Served) -> metadata::Rules {
         Source::Builtin(kind) => {
             metadata::Rules { names: kind.name_rule, namespaced: served.namespaced, builtin: true }
         }
+        Source::Custom(_) => {
+            metadata::Rules { names: NameRule::Subdomain, namespaced: served.namespaced, builtin: false }
+        }
     }
 }
 
@@ -87,6 +91,7 @@ impl Api {
         }
         let namespace = req.resource.namespace.clone();
         let written = self.create_object(served, namespace.as_deref(), object, &options, &mut req.warnings).await?;
+        self.after_write(served, false).await?;
         match written {
             Written::Stored(object) => self.answer(req, served, form, 201, &object),
             Written::Gone(value) => self.answer_value(req, served, form, 201, value),
@@ -159,6 +164,11 @@ impl Api {
         let context = Context { now: &now, namespace, subresource: "", objects: &stored, random: &random };
         match &served.source {
             Source::Builtin(kind) => (kind.default)(&mut object),
+            Source::Custom(_) => {}
+        }
+        let definition = &*served.storage == definitions::STORAGE;
+        if definition {
+            crd::default(&mut object);
         }
         let metadata = metadata_of(&mut object);
         let prefix = metadata.get("generateName").and_then(Value::as_str).unwrap_or_default();
@@ -175,7 +185,7 @@ impl Api {
         self.own_fields(served, None, &mut object, options, "", &now);
         self.admit_namespace(served, namespace, &name)?;
         self.admit(served, &mut object, None, &context, warnings)?;
-        let errors = match &served.source {
+        let mut errors = match &served.source {
             Source::Builtin(kind) => {
                 (kind.prepare_create)(&mut object, &context);
                 if kind.generation {
@@ -186,7 +196,21 @@ impl Api {
                 errors.extend((kind.validate)(&object, &context));
                 errors
             }
+            Source::Custom(kind) => {
+                if kind.status
+                    && let Some(fields) = object.as_object_mut()
+                {
+                    fields.remove("status");
+                }
+                metadata_of(&mut object).insert("generation".to_owned(), json!(1));
+                let mut errors = metadata::validate(&object, &rules(served));
+                errors.extend(kind.validate(&object, None, ""));
+                errors
+            }
         };
+        if definition {
+            errors.extend(crd::validate(&object));
+        }
         refuse(served, &name, &errors)?;
         Ok(object)
     }
