@@ -3,18 +3,19 @@
 use crate::error::{ApiError, ApiResult};
 use crate::registry::{Catalog, Served};
 use crate::schema::{Decoded, Tree, strict};
+use muster_api::field::FieldError;
 use serde_json::Value;
 
 /// What happens with fields that the kind does not know or that occur twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     Ignore,
     Warn,
     Strict,
 }
 
 /// The media types of a body that holds one object.
-pub fn check_media_type(content_type: &str) -> ApiResult<()> {
+pub(crate) fn check_media_type(content_type: &str) -> ApiResult<()> {
     match content_type.split(';').next().unwrap_or_default().trim() {
         "" | "application/json" | "application/yaml" | "application/x-yaml" => Ok(()),
         _ => Err(ApiError::unsupported_media_type(
@@ -25,7 +26,7 @@ pub fn check_media_type(content_type: &str) -> ApiResult<()> {
 }
 
 /// Reads a body as an object of `served`. `apiVersion` and `kind` may be left out.
-pub fn object(
+pub(crate) fn object(
     catalog: &Catalog,
     served: &Served,
     body: &[u8],
@@ -36,7 +37,7 @@ pub fn object(
     check_media_type(content_type)?;
     let tree = strict::parse(body, content_type).map_err(|error| error.unrecognized(&served.kind, body))?;
     let (api_version, kind) = strict::type_meta(&tree).map_err(|why| strict::unrecognized(&served.kind, &why, body))?;
-    check_type(catalog, served, &api_version, &kind)?;
+    check_type(catalog, served, &api_version, &kind, &tree)?;
     let (_, version) = split(&api_version);
     let version = if version.is_empty() { &served.version } else { version };
     let refused = |why: &str| {
@@ -51,7 +52,7 @@ pub fn object(
 }
 
 /// Decodes a document that need not say what it is.
-pub fn decode(served: &Served, tree: Tree) -> Result<Decoded, String> {
+pub(crate) fn decode(served: &Served, tree: Tree) -> Result<Decoded, String> {
     match served.schema() {
         Some(schema) => schema.decode(tree).map_err(|error| error.to_string()),
         None => Ok(Decoded { strict: tree.duplicates(), value: tree.into_value() }),
@@ -59,7 +60,11 @@ pub fn decode(served: &Served, tree: Tree) -> Result<Decoded, String> {
 }
 
 /// Deals with what strict decoding has found; the error is the reason of a refusal.
-pub fn report(decoded: &mut Decoded, validation: FieldValidation, warnings: &mut Vec<String>) -> Result<(), String> {
+pub(crate) fn report(
+    decoded: &mut Decoded,
+    validation: FieldValidation,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
     let found = std::mem::take(&mut decoded.strict);
     match validation {
         FieldValidation::Ignore => {}
@@ -71,7 +76,7 @@ pub fn report(decoded: &mut Decoded, validation: FieldValidation, warnings: &mut
 }
 
 /// Gives an object the type that it is served as.
-pub fn typed(served: &Served, mut value: Value) -> Value {
+pub(crate) fn typed(served: &Served, mut value: Value) -> Value {
     if !value.is_object() {
         value = Value::Object(serde_json::Map::new());
     }
@@ -95,7 +100,7 @@ fn internal(group: &str) -> &str {
     }
 }
 
-fn check_type(catalog: &Catalog, served: &Served, api_version: &str, kind: &str) -> ApiResult<()> {
+fn check_type(catalog: &Catalog, served: &Served, api_version: &str, kind: &str, body: &Tree) -> ApiResult<()> {
     let wanted = served.api_version();
     let api_version = if api_version.is_empty() { wanted.as_str() } else { api_version };
     let kind = if kind.is_empty() { served.kind.as_str() } else { kind };
@@ -109,10 +114,9 @@ fn check_type(catalog: &Catalog, served: &Served, api_version: &str, kind: &str)
                 "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
             )));
         }
-        return Err(ApiError::bad_request(format!(
-            "the kind in the data ({kind}) does not match the expected kind ({})",
-            served.kind
-        )));
+        let name = body.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Tree::as_str);
+        let error = FieldError::invalid("kind", &kind.into(), format!("must be {}", served.kind));
+        return Err(ApiError::invalid(&served.group, kind, name.unwrap_or_default(), &[error]));
     } else if catalog.by_kind(group, version, kind).is_some_and(|known| known.as_builtin().is_some()) {
         format!("converting ({version}.{kind}) to ({}.{}): unknown conversion", internal(&served.group), served.kind)
     } else {
@@ -122,11 +126,11 @@ fn check_type(catalog: &Catalog, served: &Served, api_version: &str, kind: &str)
 }
 
 /// A stored object's name.
-pub fn name_of(object: &Value) -> &str {
+pub(crate) fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
 /// The name in a store path (`namespace/name` or `name`).
-pub fn name_in(path: &str) -> &str {
+pub(crate) fn name_in(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }

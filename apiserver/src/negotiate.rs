@@ -4,13 +4,13 @@ use crate::error::{ApiError, ApiResult};
 
 /// The encoding of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
+pub(crate) enum Encoding {
     Json,
     Yaml,
 }
 
 impl Encoding {
-    pub fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Encoding::Json => "application/json",
             Encoding::Yaml => "application/yaml",
@@ -20,7 +20,7 @@ impl Encoding {
 
 /// What of an object an answer shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub(crate) enum Shape {
     Whole,
     /// `Table`, of this version of `meta.k8s.io`.
     Table(&'static str),
@@ -30,27 +30,27 @@ pub enum Shape {
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Form {
+pub(crate) struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
 }
 
 /// One range of an `Accept` header.
 #[derive(Debug)]
-pub struct MediaRange<'a> {
+pub(crate) struct MediaRange<'a> {
     pub media: &'a str,
     pub params: Vec<(&'a str, &'a str)>,
     quality: f32,
 }
 
 impl<'a> MediaRange<'a> {
-    pub fn param(&self, key: &str) -> Option<&'a str> {
+    pub(crate) fn param(&self, key: &str) -> Option<&'a str> {
         self.params.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 }
 
 /// The ranges of an `Accept` header, the most wanted first.
-pub fn ranges(accept: &str) -> Vec<MediaRange<'_>> {
+pub(crate) fn ranges(accept: &str) -> Vec<MediaRange<'_>> {
     let mut ranges: Vec<MediaRange<'_>> = accept
         .split(',')
         .filter_map(|range| {
@@ -69,7 +69,7 @@ pub fn ranges(accept: &str) -> Vec<MediaRange<'_>> {
 }
 
 /// Chooses the form of an answer. `shapes` tells whether tables and partial objects are offered.
-pub fn form(accept: Option<&str>, shapes: bool, watch: bool) -> ApiResult<Form> {
+pub(crate) fn form(accept: Option<&str>, shapes: bool, watch: bool) -> ApiResult<Form> {
     let accept = accept.map(str::trim).filter(|accept| !accept.is_empty());
     let Some(accept) = accept else { return Ok(Form { encoding: Encoding::Json, shape: Shape::Whole }) };
     let mut unknown_shape = false;

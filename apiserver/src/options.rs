@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// `CreateOptions`, `UpdateOptions` and `PatchOptions`.
 #[derive(Clone, Debug)]
-pub struct WriteOptions {
+pub(crate) struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,
     pub validation: FieldValidation,
@@ -18,12 +18,12 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     /// Of a write that Muster itself makes.
-    pub fn internal(manager: &str) -> Self {
+    pub(crate) fn internal(manager: &str) -> Self {
         WriteOptions { dry_run: false, manager: manager.to_owned(), validation: FieldValidation::Ignore, force: false }
     }
 
     /// `kind` is the name of the options in messages; `apply` is true for server-side apply.
-    pub fn parse(kind: &str, query: &Query, headers: &HeaderMap, apply: bool) -> ApiResult<Self> {
+    pub(crate) fn parse(kind: &str, query: &Query, headers: &HeaderMap, apply: bool) -> ApiResult<Self> {
         let mut errors = Vec::new();
         let dry_run = dry_run(query, &mut errors);
         let manager = query.get("fieldManager").unwrap_or_default();
@@ -81,7 +81,7 @@ fn from_user_agent(headers: &HeaderMap) -> String {
 
 /// Which moment a list or a watch is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VersionMatch {
+pub(crate) enum VersionMatch {
     Unset,
     Exact,
     NotOlderThan,
@@ -89,8 +89,7 @@ pub enum VersionMatch {
 
 /// `ListOptions`.
 #[derive(Clone, Debug)]
-pub struct ListOptions {
-    pub watch: bool,
+pub(crate) struct ListOptions {
     pub bookmarks: bool,
     pub send_initial_events: Option<bool>,
     pub timeout: Option<u64>,
@@ -102,7 +101,7 @@ pub struct ListOptions {
 }
 
 impl ListOptions {
-    pub fn parse(query: &Query) -> ApiResult<Self> {
+    pub(crate) fn parse(query: &Query) -> ApiResult<Self> {
         let watch = query.flag("watch");
         let limit = query.integer("limit")?.unwrap_or(0);
         let timeout = query.integer("timeoutSeconds")?;
@@ -162,7 +161,6 @@ impl ListOptions {
             send_initial_events = Some(true);
         }
         Ok(ListOptions {
-            watch,
             bookmarks,
             send_initial_events,
             timeout: timeout.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0),
@@ -179,7 +177,7 @@ impl ListOptions {
 }
 
 /// Parses a resource version.
-pub fn version(text: Option<&str>) -> ApiResult<Option<u64>> {
+pub(crate) fn version(text: Option<&str>) -> ApiResult<Option<u64>> {
     let Some(text) = text else { return Ok(None) };
     text.parse().map(Some).map_err(|_| {
         ApiError::bad_request(format!(

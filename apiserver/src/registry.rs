@@ -12,20 +12,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// The verbs of a kind that has all of them.
-pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub(crate) const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// The same, in the order in which discovery gives them for custom kinds.
 const CUSTOM_VERBS: &[&str] = &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 
 /// Where a served kind comes from.
 #[derive(Clone)]
-pub enum Source {
+pub(crate) enum Source {
     Builtin(&'static BuiltinKind),
     Custom(Arc<CustomKind>),
 }
 
 /// One kind in one version, as it is served.
-pub struct Served {
+pub(crate) struct Served {
     pub group: String,
     pub version: String,
     pub kind: String,
@@ -61,12 +62,12 @@ fn prefix(api_version: &str, kind: &str) -> Bytes {
     head.freeze()
 }
 
-pub fn api_version(group: &str, version: &str) -> String {
+pub(crate) fn api_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 /// `pods`, `deployments.apps`.
-pub fn resource_name(group: &str, plural: &str) -> String {
+pub(crate) fn resource_name(group: &str, plural: &str) -> String {
     if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") }
 }
 
@@ -94,7 +95,7 @@ impl Served {
         }
     }
 
-    pub fn custom(kind: CustomKind) -> Self {
+    pub(crate) fn custom(kind: CustomKind) -> Self {
         let mut subresources = Vec::new();
         if kind.scale.is_some() {
             subresources.push("scale".to_owned());
@@ -120,18 +121,18 @@ impl Served {
         }
     }
 
-    pub fn api_version(&self) -> String {
+    pub(crate) fn api_version(&self) -> String {
         api_version(&self.group, &self.version)
     }
 
-    pub fn as_builtin(&self) -> Option<&'static BuiltinKind> {
+    pub(crate) fn as_builtin(&self) -> Option<&'static BuiltinKind> {
         match &self.source {
             Source::Builtin(kind) => Some(kind),
             Source::Custom(_) => None,
         }
     }
 
-    pub fn schema(&self) -> Option<Arc<Schema>> {
+    pub(crate) fn schema(&self) -> Option<Arc<Schema>> {
         match &self.source {
             Source::Builtin(kind) => Schema::builtin(kind.group, kind.version, kind.kind),
             Source::Custom(kind) => Some(kind.schema.clone()),
@@ -139,14 +140,14 @@ impl Served {
     }
 
     /// Where a custom kind keeps its replicas.
-    pub fn custom_scale(&self) -> Option<&crate::crd::Scale> {
+    pub(crate) fn custom_scale(&self) -> Option<&crate::crd::Scale> {
         match &self.source {
             Source::Builtin(_) => None,
             Source::Custom(kind) => kind.scale.as_ref(),
         }
     }
 
-    pub fn has_verb(&self, verb: &str) -> bool {
+    pub(crate) fn has_verb(&self, verb: &str) -> bool {
         self.verbs.iter().any(|v| v == verb)
     }
 
@@ -155,13 +156,18 @@ impl Served {
         self.as_builtin().and_then(|kind| kind.stored_as.as_ref())
     }
 
+    /// The group that errors of validation name: that of the stored kind.
+    pub(crate) fn stored_group(&self) -> &str {
+        self.face().map_or(&self.group, |face| face.group)
+    }
+
     /// Whether items of a list carry `apiVersion` and `kind`, as those of custom kinds do.
-    pub fn typed_items(&self) -> bool {
+    pub(crate) fn typed_items(&self) -> bool {
         self.as_builtin().is_none()
     }
 
     /// The stored object in this kind's form.
-    pub fn value(&self, object: &Object) -> Value {
+    pub(crate) fn value(&self, object: &Object) -> Value {
         match self.face() {
             Some(face) => {
                 let mut value = object.value(&api_version(face.group, face.version), &self.kind);
@@ -173,7 +179,7 @@ impl Served {
     }
 
     /// The stored object as it is answered, with `apiVersion` and `kind`.
-    pub fn json(&self, object: &Object) -> Bytes {
+    pub(crate) fn json(&self, object: &Object) -> Bytes {
         if self.face().is_some() {
             return self.value(object).to_string().into();
         }
@@ -184,7 +190,7 @@ impl Served {
     }
 
     /// The stored object as an item of a list.
-    pub fn item_json(&self, object: &Object) -> Bytes {
+    pub(crate) fn item_json(&self, object: &Object) -> Bytes {
         if self.face().is_some() {
             let mut value = self.value(object);
             if let Some(fields) = value.as_object_mut() {
@@ -197,7 +203,7 @@ impl Served {
     }
 
     /// The object as it will be stored.
-    pub fn draft(&self, value: &Value) -> Draft {
+    pub(crate) fn draft(&self, value: &Value) -> Draft {
         let mut value = Cow::Borrowed(value);
         if let Some(face) = self.face() {
             (face.encode)(value.to_mut());
@@ -207,7 +213,7 @@ impl Served {
     }
 
     /// A field's value for field selectors, empty where the object has none.
-    pub fn field<'a>(&self, object: &'a Object, key: &str) -> Cow<'a, str> {
+    pub(crate) fn field<'a>(&self, object: &'a Object, key: &str) -> Cow<'a, str> {
         match &self.source {
             Source::Builtin(_) if self.face().is_none() => Cow::Borrowed(object.index.field(key).unwrap_or_default()),
             Source::Builtin(kind) => Cow::Owned(text_of((kind.fields)(&self.value(object)).get(key))),
@@ -216,7 +222,7 @@ impl Served {
     }
 
     /// Whether a field selector may name this field; the error says what it may name.
-    pub fn check_field(&self, key: &str) -> Result<(), ApiError> {
+    pub(crate) fn check_field(&self, key: &str) -> Result<(), ApiError> {
         if matches!(key, "metadata.name") || (key == "metadata.namespace" && self.namespaced) {
             return Ok(());
         }
@@ -234,11 +240,11 @@ impl Served {
         }))
     }
 
-    pub fn not_found(&self, name: &str) -> ApiError {
+    pub(crate) fn not_found(&self, name: &str) -> ApiError {
         ApiError::not_found(&self.group, &self.plural, name)
     }
 
-    pub fn conflict(&self, name: &str) -> ApiError {
+    pub(crate) fn conflict(&self, name: &str) -> ApiError {
         ApiError::conflict(
             &self.group,
             &self.plural,
@@ -257,7 +263,7 @@ fn text_of(value: Option<&Value>) -> String {
 }
 
 /// What the store keeps beside an object for selectors; `storage` is the store's name of its resource.
-pub fn index(storage: &str, value: &Value) -> Index {
+pub(crate) fn index(storage: &str, value: &Value) -> Index {
     let kind = builtin::all().iter().find(|kind| {
         kind.stored_as.is_none()
             && storage.strip_suffix(kind.plural).and_then(|group| group.strip_suffix('/')) == Some(kind.group)
@@ -269,26 +275,26 @@ pub fn index(storage: &str, value: &Value) -> Index {
 
 /// All kinds served at one moment.
 #[derive(Debug, Default)]
-pub struct Catalog {
+pub(crate) struct Catalog {
     /// By group, version, plural.
     kinds: BTreeMap<(String, String, String), Arc<Served>>,
 }
 
 impl Catalog {
-    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
+    pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
         self.kinds.get(&(group.to_owned(), version.to_owned(), plural.to_owned())).cloned()
     }
 
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Served>> {
         self.kinds.values()
     }
 
-    pub fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Served>> {
+    pub(crate) fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Served>> {
         self.all().find(|s| s.group == group && s.version == version && s.kind == kind)
     }
 
     /// The groups, each with its versions, the preferred one first.
-    pub fn groups(&self) -> BTreeMap<&str, Vec<&str>> {
+    pub(crate) fn groups(&self) -> BTreeMap<&str, Vec<&str>> {
         let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for served in self.kinds.values() {
             let versions = groups.entry(&served.group).or_default();
@@ -325,22 +331,22 @@ fn version_rank(version: &str) -> (u8, u64, u64, std::cmp::Reverse<String>) {
 
 /// Holds the catalog of the moment.
 #[derive(Debug)]
-pub struct Registry(RwLock<Arc<Catalog>>);
+pub(crate) struct Registry(RwLock<Arc<Catalog>>);
 
 impl Registry {
     /// The built-in kinds alone.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let registry = Registry(RwLock::default());
         registry.set_custom(Vec::new());
         registry
     }
 
-    pub fn catalog(&self) -> Arc<Catalog> {
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces all custom kinds.
-    pub fn set_custom(&self, custom: Vec<Arc<Served>>) {
+    pub(crate) fn set_custom(&self, custom: Vec<Arc<Served>>) {
         let builtin = builtin::all().iter().map(|kind| Arc::new(Served::builtin(kind)));
         let mut kinds = BTreeMap::new();
         for served in builtin.chain(custom) {

@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 
 /// A request's target, by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     Resource(ResourcePath),
     /// Anything else: discovery, health, the version.
     Other,
@@ -13,7 +13,7 @@ pub enum Target {
 
 /// The parts of a resource's path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResourcePath {
+pub(crate) struct ResourcePath {
     pub group: String,
     pub version: String,
     pub namespace: Option<String>,
@@ -26,12 +26,12 @@ pub struct ResourcePath {
 
 impl ResourcePath {
     /// The subresource, empty for the resource itself.
-    pub fn sub(&self) -> &str {
+    pub(crate) fn sub(&self) -> &str {
         self.subresource.as_deref().unwrap_or_default()
     }
 
     /// `pods/log`, as authorization names it.
-    pub fn full_resource(&self) -> String {
+    pub(crate) fn full_resource(&self) -> String {
         match &self.subresource {
             Some(sub) => format!("{}/{sub}", self.resource),
             None => self.resource.clone(),
@@ -40,7 +40,7 @@ impl ResourcePath {
 }
 
 /// Parses a path. Paths of discovery (`/apis/apps/v1`) have no resource and are [`Target::Other`].
-pub fn target(path: &str) -> ApiResult<Target> {
+pub(crate) fn target(path: &str) -> ApiResult<Target> {
     let mut segments = Vec::new();
     for segment in path.split('/').filter(|s| !s.is_empty()) {
         let segment = percent_decode_str(segment).decode_utf8();
@@ -88,10 +88,10 @@ pub fn target(path: &str) -> ApiResult<Target> {
 
 /// The parameters of a URL, in their order.
 #[derive(Clone, Debug, Default)]
-pub struct Query(Vec<(String, String)>);
+pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
-    pub fn parse(query: Option<&str>) -> Self {
+    pub(crate) fn parse(query: Option<&str>) -> Self {
         let decode = |text: &str| {
             let text = text.replace('+', " ");
             percent_decode_str(&text).decode_utf8_lossy().into_owned()
@@ -108,25 +108,25 @@ impl Query {
     }
 
     /// The first value of a parameter.
-    pub fn get(&self, key: &str) -> Option<&str> {
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// The first value, unless it is empty.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.get(key).filter(|value| !value.is_empty())
     }
 
-    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> + 'a {
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> + 'a {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// Whether a flag is on: present, and neither `false` nor `0`.
-    pub fn flag(&self, key: &str) -> bool {
+    pub(crate) fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
-    pub fn integer(&self, key: &str) -> ApiResult<Option<i64>> {
+    pub(crate) fn integer(&self, key: &str) -> ApiResult<Option<i64>> {
         let Some(text) = self.text(key) else { return Ok(None) };
         match text.parse() {
             Ok(number) => Ok(Some(number)),
@@ -142,7 +142,7 @@ impl Query {
 }
 
 /// The verb of a request, as authorization knows it.
-pub fn verb(method: &http::Method, named: bool, watch: bool) -> Option<&'static str> {
+pub(crate) fn verb(method: &http::Method, named: bool, watch: bool) -> Option<&'static str> {
     Some(match (method.as_str(), named) {
         ("GET" | "HEAD", true) => "get",
         ("GET" | "HEAD", false) if watch => "watch",

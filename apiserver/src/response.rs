@@ -14,11 +14,11 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 pub type Response = http::Response<Body>;
 
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-pub fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Response {
+pub(crate) fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Response {
     let mut response = http::Response::new(full(body));
     *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     if let Ok(value) = HeaderValue::from_str(content_type) {
@@ -27,20 +27,20 @@ pub fn bytes(code: u16, content_type: &str, body: impl Into<Bytes>) -> Response 
     response
 }
 
-pub fn json(code: u16, value: &Value) -> Response {
+pub(crate) fn json(code: u16, value: &Value) -> Response {
     bytes(code, "application/json", value.to_string())
 }
 
-pub fn text(code: u16, text: impl Into<Bytes>) -> Response {
+pub(crate) fn text(code: u16, text: impl Into<Bytes>) -> Response {
     bytes(code, "text/plain; charset=utf-8", text)
 }
 
 /// What Go's router answers to a path that nobody serves.
-pub fn page_not_found() -> Response {
+pub(crate) fn page_not_found() -> Response {
     text(404, "404 page not found\n")
 }
 
-pub fn error(error: &ApiError) -> Response {
+pub(crate) fn error(error: &ApiError) -> Response {
     let mut response = json(error.code, &error.to_status());
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -49,7 +49,7 @@ pub fn error(error: &ApiError) -> Response {
 }
 
 /// Adds one `Warning` header a warning, each once.
-pub fn warn(response: &mut Response, warnings: &[String]) {
+pub(crate) fn warn(response: &mut Response, warnings: &[String]) {
     for (place, warning) in warnings.iter().enumerate() {
         if warnings[..place].contains(warning) {
             continue;

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 /// What each row carries of its object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Include {
+pub(crate) enum Include {
     Metadata,
     Object,
     None,
 }
 
 impl Include {
-    pub fn parse(text: Option<&str>) -> ApiResult<Self> {
+    pub(crate) fn parse(text: Option<&str>) -> ApiResult<Self> {
         match text.unwrap_or_default() {
             "" | "Metadata" => Ok(Include::Metadata),
             "Object" => Ok(Include::Object),
@@ -28,7 +28,7 @@ impl Include {
 }
 
 /// A table of the objects; a watch leaves out the columns after its first one.
-pub fn table(
+pub(crate) fn table(
     served: &Served,
     version: &str,
     metadata: Value,

@@ -36,26 +36,25 @@ pub struct Authority {
 impl Authority {
     pub fn generate() -> Result<Self, TlsError> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "muster");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let params = Self::params()?;
         let pair = Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
         Self::load(pair)
     }
 
     pub fn load(pair: Pair) -> Result<Self, TlsError> {
         let key = KeyPair::from_pem(&pair.key)?;
-        let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes());
-        let certificate = certificate.map_err(|e| TlsError::Pem(e.to_string()))?.into_owned();
+        // A file that is no certificate is refused here, not by the first client.
+        CertificateDer::from_pem_slice(pair.certificate.as_bytes()).map_err(|e| TlsError::Pem(e.to_string()))?;
+        Ok(Authority { issuer: Issuer::new(Self::params()?, key), pair })
+    }
+
+    fn params() -> Result<CertificateParams, TlsError> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, "muster");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        drop(certificate);
-        Ok(Authority { pair, issuer: Issuer::new(params, key) })
+        Ok(params)
     }
 
     fn sign(&self, mut params: CertificateParams) -> Result<Pair, TlsError> {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-pub fn to_string(value: &Value) -> String {
+pub(crate) fn to_string(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(fields) if !fields.is_empty() => mapping(&mut out, fields, 0, false),
@@ -114,7 +114,8 @@ fn plain(text: &str) -> bool {
     let numeric = text.parse::<f64>().is_ok()
         || text.starts_with("0x")
         || text.starts_with("0o")
-        || (first.is_ascii_digit() || "+-.".contains(first))
+        || text != "."
+            && (first.is_ascii_digit() || "+-.".contains(first))
             && text.chars().all(|c| c.is_ascii_digit() || ":+-._eExX".contains(c));
     let timestamp = text.len() >= 10
         && text.as_bytes()[..10]

@@ -177,8 +177,8 @@ impl Api {
         let kind = document["kind"].as_str().unwrap_or_default();
         let api_version = document["apiVersion"].as_str().unwrap_or_default();
         if kind.is_empty() || api_version.is_empty() {
-            let what = if kind.is_empty() { "Kind" } else { "apiVersion" };
-            return Err(ApiError::bad_request(format!("Object '{what}' is missing in '{document}'")));
+            let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+            return Err(ApiError::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
         }
         if kind != served.kind || api_version != served.api_version() {
             return Err(ApiError::bad_request(format!(

@@ -178,7 +178,7 @@ impl Api {
             last = Some(path.clone());
         }
         let mut metadata = json!({"resourceVersion": revision.to_string()});
-        if served.typed_items() {
+        if served.typed_items() && form.shape == Shape::Whole {
             metadata["continue"] = "".into();
         }
         if let Some((remaining, last)) = more {

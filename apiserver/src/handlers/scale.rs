@@ -101,9 +101,11 @@ impl Api {
             subresource: "scale",
             options: &options,
             put: false,
-            tracked: true,
+            tracked: !apply,
         };
         let builtin = served.as_builtin().is_some();
+        let schema = served.schema().ok_or_else(|| ApiError::internal("the kind has no schema"))?;
+        let now = self.clock.now_rfc3339();
         let written = self
             .modify(&change, &mut req.warnings, |old| {
                 let before = scale_of(served, old);
@@ -132,10 +134,19 @@ impl Api {
                     );
                     return Err(ApiError::invalid("autoscaling", "Scale", &name, &[error]));
                 }
-                let mut new = old.clone();
+                let mut new = if apply {
+                    // What is applied to a scale is applied to the object: its replicas and nothing else.
+                    json!({"apiVersion": served.api_version(), "kind": served.kind, "metadata": {"name": name}})
+                } else {
+                    old.clone()
+                };
                 match served.custom_scale() {
                     Some(scale) => scale.set_replicas(&mut new, replicas),
                     None => new["spec"]["replicas"] = replicas.into(),
+                }
+                if apply {
+                    let operation = super::patch::operation(served, &options, "scale", &now);
+                    new = patch::apply::apply(&schema, Some(old), &new, &operation, options.force)?;
                 }
                 Ok(new)
             })

@@ -220,6 +220,16 @@ impl Api {
             errors.extend(crd::validate_update(&new, old));
         }
         refuse(served, name, &errors)?;
+        if subresource == "scale" {
+            // Entries of a scale are recorded without a time.
+            for entry in new["metadata"]["managedFields"].as_array_mut().into_iter().flatten() {
+                if let Some(fields) =
+                    entry.as_object_mut().filter(|fields| fields.get("subresource").is_some_and(|s| s == "scale"))
+                {
+                    fields.remove("time");
+                }
+            }
+        }
         Ok(new)
     }
 }

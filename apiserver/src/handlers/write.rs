@@ -69,7 +69,7 @@ pub(super) fn rules(served: &Served) -> metadata::Rules {
 }
 
 pub(super) fn refuse(served: &Served, name: &str, errors: &[FieldError]) -> ApiResult<()> {
-    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(&served.group, &served.kind, name, errors)) }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(served.stored_group(), &served.kind, name, errors)) }
 }
 
 pub(super) fn store_failed(error: &CommitError) -> ApiError {
@@ -137,8 +137,9 @@ impl Api {
                 None => Ok(Written::Gone(object)),
             };
         }
-        let draft = served.draft(&object);
-        match self.store.commit(vec![Op::Create { key: key.clone(), draft }]).await {
+        let mut ops = vec![Op::Create { key: key.clone(), draft: served.draft(&object) }];
+        ops.extend(self.say_if_idle(served, &object));
+        match self.store.commit(ops).await {
             Ok(mut objects) => Ok(Written::Stored(objects.remove(0))),
             Err(CommitError::Exists(_)) => Err(self.exists(served, &key, name)),
             Err(error) => Err(store_failed(&error)),
@@ -209,10 +210,33 @@ impl Api {
             }
         };
         if definition {
+            crd::default(&mut object);
             errors.extend(crd::validate(&object));
         }
         refuse(served, &name, &errors)?;
         Ok(object)
+    }
+
+    /// An object of a kind that is stored but that nothing acts on says so, in an event of the same transaction.
+    fn say_if_idle(&self, served: &Served, object: &Value) -> Option<Op> {
+        let kind = served.as_builtin().filter(|kind| !kind.acted_on)?;
+        let events = self.registry.catalog().find("", "v1", "events")?;
+        let (now, metadata) = (self.clock.now_rfc3339(), &object["metadata"]);
+        let namespace = metadata["namespace"].as_str().unwrap_or("default");
+        let name = format!("{}.{}", codec::name_of(object), self.random.suffix(16));
+        let mut involved = json!({"apiVersion": served.api_version(), "kind": kind.kind,
+            "name": metadata["name"], "uid": metadata["uid"]});
+        if served.namespaced {
+            involved["namespace"] = namespace.into();
+        }
+        let event = json!({
+            "metadata": {"name": name, "namespace": namespace, "uid": self.random.uuid(), "creationTimestamp": now},
+            "involvedObject": involved, "type": "Warning", "reason": "NotActedOn", "count": 1,
+            "message": format!("{} objects are stored, but no part of Muster acts on them", kind.kind),
+            "source": {"component": "muster-apiserver"}, "firstTimestamp": now, "lastTimestamp": now, "eventTime": null,
+            "reportingComponent": "muster-apiserver", "reportingInstance": "",
+        });
+        Some(Op::Create { key: self.key(&events, Some(namespace), &name), draft: events.draft(&event) })
     }
 
     fn exists(&self, served: &Served, key: &crate::store::Key, name: &str) -> ApiError {

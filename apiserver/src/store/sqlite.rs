@@ -15,8 +15,6 @@ use std::path::{Path, PathBuf};
 
 /// The size that the WAL is given when the database is opened.
 const WAL_BYTES: u64 = 8 << 20;
-/// The WAL is checkpointed beyond this many pages, so that it never grows past its preallocated size.
-const CHECKPOINT_PAGES: i64 = 1400;
 /// When nobody waits, a WAL of this many pages is worth a checkpoint.
 const IDLE_PAGES: i64 = 256;
 const PAGE: i64 = 4096;
@@ -26,11 +24,18 @@ pub struct Sqlite {
     wal: File,
     /// Pages written to the WAL since the last checkpoint, estimated upwards.
     pages: i64,
+    /// The WAL is checkpointed beyond this many pages, so that it does not grow past its preallocated size.
+    most_pages: i64,
 }
 
 impl Sqlite {
     /// Opens or creates the database. Only one process at a time can have it open.
     pub fn open(path: &Path) -> Result<Self, BackendError> {
+        Self::open_sized(path, WAL_BYTES)
+    }
+
+    /// The same with a WAL of `wal_bytes`; a small one is checkpointed more often.
+    pub fn open_sized(path: &Path, wal_bytes: u64) -> Result<Self, BackendError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.pragma_update(None, "page_size", PAGE)?;
@@ -52,8 +57,9 @@ impl Sqlite {
         if format != 1 {
             return Err(BackendError::Other(format!("the database has format {format}, this program reads format 1")));
         }
-        let wal = preallocate(path)?;
-        Ok(Sqlite { connection, wal, pages: CHECKPOINT_PAGES })
+        let wal = preallocate(path, wal_bytes)?;
+        let most_pages = wal_bytes as i64 / PAGE * 7 / 10;
+        Ok(Sqlite { connection, wal, pages: most_pages, most_pages })
     }
 
     fn checkpoint(&mut self) -> Result<(), BackendError> {
@@ -92,13 +98,13 @@ fn keep_wal(connection: &Connection) -> Result<(), BackendError> {
 }
 
 /// Extends the WAL with zeros, which recovery takes for the end of the log, and makes its name durable.
-fn preallocate(database: &Path) -> Result<File, BackendError> {
+fn preallocate(database: &Path, bytes: u64) -> Result<File, BackendError> {
     let mut wal = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(wal_path(database))?;
     let length = wal.metadata()?.len();
-    if length < WAL_BYTES {
+    if length < bytes {
         wal.seek(SeekFrom::Start(length))?;
         let zeros = vec![0u8; 1 << 16];
-        let mut left = WAL_BYTES - length;
+        let mut left = bytes - length;
         while left > 0 {
             let part = left.min(zeros.len() as u64);
             wal.write_all(&zeros[..part as usize])?;
@@ -130,7 +136,7 @@ impl Backend for Sqlite {
     }
 
     fn commit(&mut self, rows: &[Row]) -> Result<(), BackendError> {
-        if self.pages > CHECKPOINT_PAGES {
+        if self.pages > self.most_pages {
             self.checkpoint()?;
         }
         let transaction = self.connection.transaction()?;
