@@ -3,7 +3,8 @@
 use crate::error::ApiResult;
 use crate::handlers::{Req, unknown_path};
 use crate::negotiate;
-use crate::registry::{Catalog, Served, api_version};
+use crate::openapi;
+use crate::registry::{Catalog, Served, Source, api_version};
 use crate::response::{self, Response};
 use crate::server::Api;
 use serde_json::{Value, json};
@@ -49,15 +50,43 @@ impl Api {
                 }
                 resources(&catalog, group, version)
             }
-            ["openapi", ..] => return self.openapi(segments),
+            ["openapi", ..] => return Ok(self.openapi(segments)),
             ["api", ..] => return Err(unknown_path()),
             _ => return Ok(response::page_not_found()),
         };
         Ok(response::json(200, &value))
     }
 
-    fn openapi(&self, _segments: &[&str]) -> ApiResult<Response> {
-        Ok(response::page_not_found())
+    /// `/openapi/v3`, its documents, and an empty `/openapi/v2` for clients that ask for it first.
+    fn openapi(&self, segments: &[&str]) -> Response {
+        let catalog = self.registry.catalog();
+        let kinds: Vec<openapi::Kind<'_>> = catalog.all().map(|served| described(served)).collect();
+        let document = match segments {
+            ["openapi", "v2"] => Some(openapi::v2()),
+            ["openapi", "v3"] => Some(openapi::index(&kinds)),
+            ["openapi", "v3", "api", version] => openapi::document("", version, &kinds),
+            ["openapi", "v3", "apis", group, version] => openapi::document(group, version, &kinds),
+            _ => None,
+        };
+        document.map_or_else(response::page_not_found, |document| response::json(200, &document))
+    }
+}
+
+/// A kind as documents are made of it.
+fn described(served: &Served) -> openapi::Kind<'_> {
+    openapi::Kind {
+        group: &served.group,
+        version: &served.version,
+        kind: &served.kind,
+        list_kind: &served.list_kind,
+        plural: &served.plural,
+        namespaced: served.namespaced,
+        verbs: &served.verbs,
+        subresources: &served.subresources,
+        custom: match &served.source {
+            Source::Builtin(_) => None,
+            Source::Custom(kind) => Some(&kind.open_api),
+        },
     }
 }
 
