@@ -63,7 +63,8 @@ fn record() -> Vec<Answered> {
         let batch: Vec<Row> = (0..=numbers.below(4))
             .map(|_| {
                 revision += 1;
-                let size = 20 + numbers.below(if numbers.below(8) == 0 { 9000 } else { 700 });
+                let most = if numbers.below(8) == 0 { 9000 } else { 700 };
+                let size = 20 + numbers.below(most);
                 let value =
                     (numbers.below(6) > 0).then(|| Bytes::from(vec![b'a' + (revision % 26) as u8; size as usize]));
                 Row { revision, key: format!("/pods/ns/p{}", numbers.below(40)), value }
