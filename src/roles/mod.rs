@@ -5,6 +5,7 @@
 //! pods; then the API, so that their last states are stored.
 
 mod apiserver;
+mod controllers;
 mod scheduler;
 
 use crate::cli::Role;
@@ -49,7 +50,9 @@ impl Server {
     /// Returns once every role is ready.
     pub(crate) async fn start(settings: ServerSettings) -> Result<Server> {
         let folder = DataFolder::open(&settings.data_dir, Clock::system().now_rfc3339())?;
-        if let Some(role) = settings.roles.iter().find(|role| !matches!(role, Role::Apiserver | Role::Scheduler)) {
+        if let Some(role) =
+            settings.roles.iter().find(|role| !matches!(role, Role::Apiserver | Role::Controllers | Role::Scheduler))
+        {
             bail!("the role {} is not part of this build; choose others with --roles", name(*role));
         }
         let readiness = Readiness::default();
@@ -75,6 +78,12 @@ impl Server {
 
         let mut deciders = Group::default();
         let mut waiting: Vec<(Role, Ready)> = Vec::new();
+        if settings.has(Role::Controllers) {
+            let config = controllers::config(&folder.file("ca.crt"))?;
+            let client = as_component("controllers");
+            let ready = deciders.run(Role::Controllers, |ready, stop| controllers::run(client, config, ready, stop));
+            waiting.push((Role::Controllers, ready));
+        }
         if settings.has(Role::Scheduler) {
             let ready =
                 deciders.run(Role::Scheduler, |ready, stop| scheduler::run(as_component("scheduler"), ready, stop));

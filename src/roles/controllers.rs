@@ -1,0 +1,33 @@
+//! The controllers' role: namespaces, garbage collection, service accounts, quotas.
+
+use anyhow::{Context, Result};
+use muster_apiserver::builtin;
+use muster_operator::cluster;
+use std::path::Path;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+/// `ca` is the file with the certificate of the cluster's authority, which pods are given.
+pub(super) fn config(ca: &Path) -> Result<cluster::Config> {
+    let root_ca = match std::fs::read_to_string(ca) {
+        Ok(certificate) => Some(certificate),
+        // Controllers of another server have no authority to pass on.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("failed to read {}", ca.display())),
+    };
+    let stored_only = builtin::all().iter().filter(|kind| !kind.acted_on);
+    Ok(cluster::Config {
+        root_ca,
+        stored_only: stored_only.map(|kind| (kind.group.to_owned(), kind.kind.to_owned())).collect(),
+        ..cluster::Config::default()
+    })
+}
+
+pub(super) async fn run(
+    client: kube::Client,
+    config: cluster::Config,
+    ready: oneshot::Sender<()>,
+    stop: CancellationToken,
+) -> Result<()> {
+    Ok(cluster::run(client, config, ready, stop).await?)
+}
