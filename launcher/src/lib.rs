@@ -4,6 +4,7 @@
 //! Both hold a `kube::Client` and nothing else of the API server.
 
 pub mod gang;
+pub mod node;
 
 mod events;
 mod quantity;
