@@ -16,4 +16,5 @@ pub use problem::{BoundPod, Gang, GangId, Node, PendingPod, Problem, Resources, 
 pub use reason::{Closest, Reason, ReasonKey, Refusal, Shortfall};
 pub use scheduler::{Config, Error, run};
 pub use snapshot::POD_GROUP_LABEL;
+pub(crate) use snapshot::key_of;
 pub use solve::{Placement, Solution, Start, Waiting, solve};

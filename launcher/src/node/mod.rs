@@ -1,8 +1,34 @@
-//! The node: runs the pods that are bound to it.
+//! The node: runs the pods that are bound to it as processes of this machine.
+//!
+//! `agent` keeps the Node object and gives each pod a `worker`; a worker lets `lifecycle` (pure) decide and has a
+//! `PodRuntime` carry it out; `process` is the runtime of real processes, each under a `supervisor`. `status`, `env`,
+//! `volumes` and `images` say what a pod's specification means here; `http` and `logs` serve what it wrote.
+//!
+//! Pods have the machine's network and no cgroup of their own; probes and lifecycle hooks are not carried out, which
+//! an event on the pod says.
+
+mod agent;
+mod config;
+mod env;
+mod http;
+mod images;
+mod launch;
+pub mod lifecycle;
+mod logs;
+mod object;
+mod peers;
 mod process;
 mod runtime;
+mod sources;
+mod status;
 pub mod supervisor;
+mod volumes;
+mod worker;
 
+pub use agent::{Error, run};
+pub use config::{Capacity, Config, OnShutdown};
+pub use http::{NodeHandle, NodeService};
+pub use images::{Host, Image, ImageError, ImageTable, TableError};
 pub use process::{ProcessConfig, ProcessRuntime};
 pub use runtime::{
     ContainerId, ContainerStart, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
