@@ -265,7 +265,7 @@ mod tests {
     use crate::models::Architecture;
     use crate::optimizer::Algorithm;
 
-    const MODEL: Model = Model { architecture: Architecture::Mlp, height: 4, width: 4, classes: 3 };
+    const MODEL: Model = Model { architecture: Architecture::Cnn, height: 4, width: 4, classes: 3 };
     const SETTINGS: Settings = Settings { algorithm: Algorithm::Adam, momentum: 0.9, weight_decay: 0.0 };
 
     fn state(seed: u64) -> (Parameters, Optimizer) {

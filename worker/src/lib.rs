@@ -1,6 +1,6 @@
 //! The data-parallel training runtime on libtorch.
 //!
-//! One process is one rank. Its contract with whoever starts it is its environment ([`env`]), its arguments
+//! One process is one rank. Its contract with whoever starts it is its environment ([`mod@env`]), its arguments
 //! ([`cli`]) and the rendezvous; it knows nothing of Kubernetes. The path of a step:
 //!
 //! ```text

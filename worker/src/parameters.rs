@@ -143,8 +143,14 @@ impl Parameters {
 }
 
 impl Place {
+    /// The parameter's shape over its part of a flat tensor. The filters of a convolution keep their channels side
+    /// by side in memory, which lets the whole convolution run so, a good deal faster.
     fn view(&self, flat: &Tensor) -> Tensor {
-        flat.narrow(0, self.offset as i64, self.spec.count() as i64).view(&self.spec.shape[..])
+        let part = flat.narrow(0, self.offset as i64, self.spec.count() as i64);
+        match self.spec.shape[..] {
+            [outputs, inputs, height, width] => part.view([outputs, height, width, inputs]).permute([0, 3, 1, 2]),
+            _ => part.view(&self.spec.shape[..]),
+        }
     }
 }
 
@@ -162,7 +168,7 @@ mod tests {
     use crate::models::Architecture;
 
     fn parameters() -> Parameters {
-        let model = Model { architecture: Architecture::Mlp, height: 4, width: 4, classes: 3 };
+        let model = Model { architecture: Architecture::Cnn, height: 4, width: 4, classes: 3 };
         Parameters::new(&model, 7)
     }
 
@@ -191,11 +197,11 @@ mod tests {
     #[test]
     fn a_change_of_the_flat_values_is_seen_by_the_model() {
         let parameters = parameters();
-        let before = parameters.leaves()[0].double_value(&[0, 0]);
+        let before = parameters.leaves()[1].double_value(&[0]);
         no_grad(|| {
             let _ = parameters.values().shallow_clone().g_add_scalar_(1.0);
         });
-        assert!((parameters.leaves()[0].double_value(&[0, 0]) - before - 1.0).abs() < 1e-6);
+        assert!((parameters.leaves()[1].double_value(&[0]) - before - 1.0).abs() < 1e-6);
     }
 
     #[test]
@@ -207,7 +213,7 @@ mod tests {
             assert_eq!(buckets.last().map(|last| last.end), Some(parameters.len + ALIGNMENT));
             assert!(buckets.windows(2).all(|pair| pair[0].end == pair[1].start));
         }
-        assert_eq!(parameters.buckets(1).len(), 6, "one bucket for each parameter");
+        assert_eq!(parameters.buckets(1).len(), 8, "one bucket for each parameter");
         assert_eq!(parameters.buckets(1 << 30).len(), 1);
         assert_eq!(parameters.places.last().map(|place| place.offset), Some(0));
     }

@@ -14,7 +14,7 @@ use muster_rendezvous::server;
 use muster_worker::sampler::SplitMix64;
 use serde_json::Value;
 
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(300);
 
 /// A process under test. What it writes goes to a file, which is never full.
 struct Rank {
@@ -256,7 +256,7 @@ fn two_ranks_train_one_model() {
 
 #[test]
 fn a_killed_rank_is_replaced_and_the_result_is_the_same() {
-    let arguments = "--model mlp --epochs 60 --batch-size 8 --resume";
+    let arguments = "--model mlp --epochs 40 --batch-size 8 --resume";
     let wanted = calm(arguments);
     for victim in [1, 0] {
         let stage = Stage::new("killed");
@@ -273,7 +273,7 @@ fn a_killed_rank_is_replaced_and_the_result_is_the_same() {
 
 #[test]
 fn a_stopped_job_saves_its_state_and_goes_on_from_there() {
-    let arguments = "--model mlp --epochs 40 --batch-size 8 --resume";
+    let arguments = "--model mlp --epochs 30 --batch-size 8 --resume";
     let wanted = calm(arguments);
     let stage = Stage::new("stopped");
     let ranks = start_ranks(&stage, "run", arguments);
@@ -284,13 +284,13 @@ fn a_stopped_job_saves_its_state_and_goes_on_from_there() {
         assert_eq!(ended.status.code(), Some(143), "{}", tail(&ended.text));
     }
     let saved = muster_worker::checkpoint::latest(&stage.path("run")).unwrap().sidecar.progress;
-    assert!(saved.step >= 100 && saved.step < 1200, "{saved:?}");
+    assert!(saved.step >= 100 && saved.step < 900, "{saved:?}");
     assert_eq!(common_digest(start_ranks(&stage, "run", arguments)), wanted);
 }
 
 #[test]
 fn training_goes_on_while_the_rendezvous_is_away() {
-    let arguments = "--model mlp --epochs 60 --batch-size 8";
+    let arguments = "--model mlp --epochs 40 --batch-size 8";
     let wanted = calm(arguments);
     let mut stage = Stage::new("away");
     let ranks = start_ranks(&stage, "run", arguments);
@@ -305,7 +305,7 @@ fn training_goes_on_while_the_rendezvous_is_away() {
 
 #[test]
 fn a_rank_that_hangs_is_given_up_and_taken_back_when_it_wakes() {
-    let arguments = "--model mlp --epochs 60 --batch-size 8";
+    let arguments = "--model mlp --epochs 40 --batch-size 8";
     let wanted = calm(arguments);
     let stage = Stage::with("hangs", quorum::Config { deadline: Duration::from_secs(1), ..quorum::Config::default() });
     let ranks = start_ranks(&stage, "run", arguments);
@@ -323,7 +323,7 @@ fn a_rank_that_hangs_is_given_up_and_taken_back_when_it_wakes() {
 #[test]
 fn an_elastic_job_goes_on_smaller() {
     let stage = Stage::new("elastic");
-    let arguments = "--model mlp --epochs 80 --batch-size 8";
+    let arguments = "--model mlp --epochs 60 --batch-size 8";
     let mut ranks: Vec<Rank> = (0..3)
         .map(|rank| {
             let mut command = stage.rank(rank, 3, "run", arguments);
