@@ -1,7 +1,6 @@
 //! The controllers' role: namespaces, garbage collection, service accounts, quotas.
 
 use anyhow::{Context, Result};
-use muster_apiserver::builtin;
 use muster_operator::cluster;
 use std::path::Path;
 use tokio::sync::oneshot;
@@ -15,12 +14,7 @@ pub(super) fn config(ca: &Path) -> Result<cluster::Config> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("failed to read {}", ca.display())),
     };
-    let stored_only = builtin::all().iter().filter(|kind| !kind.acted_on);
-    Ok(cluster::Config {
-        root_ca,
-        stored_only: stored_only.map(|kind| (kind.group.to_owned(), kind.kind.to_owned())).collect(),
-        ..cluster::Config::default()
-    })
+    Ok(cluster::Config { root_ca, ..cluster::Config::default() })
 }
 
 pub(super) async fn run(

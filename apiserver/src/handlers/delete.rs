@@ -4,6 +4,7 @@ use super::read::Selection;
 use super::update::{bump_generation, finished};
 use super::write::{Written, store_failed};
 use super::{Req, definitions};
+use crate::builtin::BuiltinKind;
 use crate::codec;
 use crate::error::{ApiError, ApiResult};
 use crate::options::{dry_run, refuse};
@@ -131,8 +132,9 @@ impl Api {
         match outcome {
             (Written::Stored(object), false) => self.answer(req, served, form, 200, &object),
             (Written::Stored(object), true) => {
-                if served.as_builtin().is_some_and(|kind| kind.returns_deleted) {
-                    return self.answer(req, served, form, 200, &object);
+                if let Some(kind) = served.as_builtin().filter(|kind| kind.returns_deleted) {
+                    let last = self.last_state(kind, served.value(&object));
+                    return self.answer_value(req, served, form, 200, last);
                 }
                 Ok(response::json(200, &deleted_status(served, &name, &object.index.uid)))
             }
@@ -188,7 +190,7 @@ impl Api {
             };
             let removes = matches!(op, Op::Delete { .. });
             match self.store.commit(vec![op]).await {
-                Ok(_) if removes => return Ok((Written::Stored(current), true)),
+                Ok(mut objects) if removes => return Ok((Written::Stored(objects.remove(0)), true)),
                 Ok(mut objects) => return Ok((Written::Stored(objects.remove(0)), false)),
                 Err(CommitError::Conflict(_)) if attempt < TRIES => {}
                 Err(CommitError::Conflict(_)) => return Err(served.conflict(name)),
@@ -197,6 +199,18 @@ impl Api {
             }
         }
         Err(served.conflict(name))
+    }
+
+    /// A removed object as it is answered: one that ends gracefully has been told to end at once.
+    fn last_state(&self, kind: &BuiltinKind, mut object: Value) -> Value {
+        if (kind.grace)(&object, Some(0)).is_some() {
+            if object["metadata"]["deletionTimestamp"].is_null() {
+                object["metadata"]["deletionTimestamp"] = self.clock.now_rfc3339().into();
+                bump_generation(&mut object);
+            }
+            object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+        }
+        object
     }
 
     fn deletion_step(&self, served: &Served, old: &Value, options: &DeleteOptions) -> Step {

@@ -239,9 +239,6 @@ impl Shared {
             ("apiextensions.k8s.io", "CustomResourceDefinition") => self.kinds_changed.notify_one(),
             _ => {}
         }
-        if is_new && self.config.stored_only.contains(&(api.group.clone(), api.kind.clone())) && !deleting {
-            self.queue.add(Task::Notice(uid.to_owned()));
-        }
         if api.kind != "ResourceQuota" {
             self.recount(&namespace);
         }

@@ -1,15 +1,15 @@
 //! The cluster's own housekeeping: what every Kubernetes cluster does besides running pods.
 //!
 //! One stream of metadata of every kind, built-in or custom, feeds one graph of who owns whom. From it follow the
-//! garbage collection, the deletion of namespaces, the service accounts, quotas, and the events that say of an object
-//! that nobody acts on its kind. Nothing polls: what has to be looked at is queued when its cause is seen.
+//! garbage collection, the deletion of namespaces, the service accounts, and quotas. Nothing polls: what has to be
+//! looked at is queued when its cause is seen.
 
 mod accounts;
+mod events;
 mod garbage;
 mod graph;
 mod intake;
 mod namespaces;
-mod notices;
 mod protection;
 mod quota;
 mod resources;
@@ -22,7 +22,6 @@ use graph::Graph;
 use kube::Client;
 use muster_api::clock::Clock;
 use resources::{Resource, Resources};
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -34,8 +33,6 @@ pub struct Config {
     pub clock: Clock,
     /// The certificate of the cluster's authority, which pods find in the ConfigMap `kube-root-ca.crt`.
     pub root_ca: Option<String>,
-    /// Kinds that are stored and that nobody acts on, as (group, kind); each of their objects gets an event.
-    pub stored_only: BTreeSet<(String, String)>,
     /// How much is worked on at once.
     pub concurrency: usize,
     /// How long events are kept.
@@ -44,13 +41,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config {
-            clock: Clock::system(),
-            root_ca: None,
-            stored_only: BTreeSet::new(),
-            concurrency: 16,
-            event_ttl: Duration::from_secs(3600),
-        }
+        Config { clock: Clock::system(), root_ca: None, concurrency: 16, event_ttl: Duration::from_secs(3600) }
     }
 }
 
@@ -76,8 +67,6 @@ enum Task {
     Protected(String),
     /// A node whose taint may not fit its condition.
     Node(String),
-    /// An object of a kind that nobody acts on; by uid.
-    Notice(String),
     /// Old events.
     Events,
 }
@@ -172,8 +161,7 @@ async fn act(shared: &Arc<Shared>, task: &Task) -> Outcome {
         Task::Quota(namespace, name) => quota::attend(shared, namespace, name).await,
         Task::Protected(uid) => protection::attend_storage(shared, uid).await,
         Task::Node(name) => protection::attend_node(shared, name).await,
-        Task::Notice(uid) => notices::attend(shared, uid).await,
-        Task::Events => notices::expire(shared).await,
+        Task::Events => events::expire(shared).await,
     };
     match outcome {
         Ok(after) => Outcome::Done(after),
