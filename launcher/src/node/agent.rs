@@ -3,7 +3,7 @@
 use super::config::{Config, OnShutdown};
 use super::object::{HEARTBEAT, allocatable, heartbeat, leave, register};
 use super::peers::Peers;
-use super::runtime::{RecoveredPod, RuntimeError};
+use super::runtime::{Recovered, RecoveredPod, RuntimeError, Signal};
 use super::status::Address;
 use super::worker::{self, Input, Shared, force};
 use crate::devices::Allocation;
@@ -33,6 +33,8 @@ type Key = (String, String);
 
 /// How long a drain may take beyond the longest grace period.
 const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+const CHORES_LIMIT: Duration = Duration::from_secs(30);
+const RELEASE_RETRY: Duration = Duration::from_secs(1);
 const REGISTER_RETRY: Duration = Duration::from_millis(200);
 
 /// Runs the node until `shutdown`; then its pods end (or are left, by configuration). `ready` is told once the Node
@@ -121,6 +123,8 @@ struct Known {
     uid: String,
     /// `None` once the pod has finished and its worker with it.
     worker: Option<mpsc::UnboundedSender<Input>>,
+    /// The object is marked for deletion.
+    to_delete: bool,
     /// The object's deletion was sent.
     deleting: bool,
 }
@@ -179,19 +183,31 @@ impl Agent {
             self.gone(&key);
         }
         self.shared.peers.insert(&pod);
+        let to_delete = pod.metadata.deletion_timestamp.is_some();
         if let Some(known) = self.pods.get_mut(&key) {
+            known.to_delete |= to_delete;
             match &known.worker {
                 Some(worker) => drop(worker.send(Input::Updated(Arc::new(pod)))),
-                None if pod.metadata.deletion_timestamp.is_some() && !known.deleting => {
-                    known.deleting = true;
-                    self.remove_object(key, uid);
-                }
-                None => {}
+                None => self.release(&key),
             }
             return;
         }
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            // Finished under an earlier node: only its logs are left.
+            let recovered = self.recovered.remove(&uid);
+            for (id, found) in recovered.iter().flat_map(|pod| &pod.containers) {
+                if matches!(found, Recovered::Running(_)) {
+                    self.shared.config.runtime.signal(id, Signal::Kill);
+                }
+            }
+            self.shared.config.handle.insert(key.clone(), worker::logs_of_finished(&pod));
+            self.pods.insert(key.clone(), Known { uid, worker: None, to_delete, deleting: false });
+            self.release(&key);
+            return;
+        }
         let (sender, inputs) = mpsc::unbounded_channel();
-        self.pods.insert(key.clone(), Known { uid: uid.clone(), worker: Some(sender), deleting: false });
+        self.pods.insert(key.clone(), Known { uid: uid.clone(), worker: Some(sender), to_delete, deleting: false });
         let recovered = self.recovered.remove(&uid);
         let shared = self.shared.clone();
         self.workers.spawn(async move {
@@ -221,7 +237,11 @@ impl Agent {
             }
         };
         match self.pods.get_mut(&key).filter(|known| known.uid == uid) {
-            Some(known) => known.worker = None,
+            Some(known) => {
+                known.worker = None;
+                // Its deletion may have come too late for the worker.
+                self.release(&key);
+            }
             None => self.discard(uid),
         }
     }
@@ -240,13 +260,21 @@ impl Agent {
         );
     }
 
-    /// Lets a finished pod's object go.
-    fn remove_object(&mut self, (namespace, name): Key, uid: String) {
+    /// Lets a finished pod's object go, if it is marked for deletion.
+    fn release(&mut self, key: &Key) {
+        let Some(known) = self.pods.get_mut(key).filter(|known| known.to_delete && !known.deleting) else { return };
+        known.deleting = true;
+        let (uid, (namespace, name)) = (known.uid.clone(), key.clone());
         let pods: Api<Pod> = Api::namespaced(self.shared.client.clone(), &namespace);
         self.chores.push(
             async move {
-                if let Err(error) = pods.delete(&name, &force(&uid)).await {
-                    tracing::debug!(pod = name, %error, "failed to remove a finished pod's object");
+                loop {
+                    match pods.delete(&name, &force(&uid)).await {
+                        Ok(_) => return,
+                        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return,
+                        Err(error) => tracing::debug!(pod = name, %error, "failed to remove a finished pod's object"),
+                    }
+                    tokio::time::sleep(RELEASE_RETRY).await;
                 }
             }
             .boxed(),
@@ -282,8 +310,11 @@ impl Agent {
             }
         }
         let drained = async {
-            while self.workers.join_next().await.is_some() {}
-            while self.chores.next().await.is_some() {}
+            // What ends beside them: pods without an object. A deletion that cannot get through waits for the next node.
+            let mut chores = std::mem::take(&mut self.chores);
+            let workers = async { while self.workers.join_next().await.is_some() {} };
+            let chores = async { while chores.next().await.is_some() {} };
+            tokio::join!(workers, tokio::time::timeout(CHORES_LIMIT, chores)).0
         };
         if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
             tracing::error!("some pods did not end");

@@ -651,6 +651,25 @@ impl Worker {
     }
 }
 
+/// What readers of logs must know of a pod that an earlier node finished.
+pub(super) fn logs_of_finished(pod: &core::Pod) -> PodLogs {
+    let status = pod.status.clone().unwrap_or_default();
+    let all =
+        { status.init_container_statuses.into_iter().flatten() }.chain(status.container_statuses.into_iter().flatten());
+    let states = all
+        .map(|container| {
+            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
+            let waiting = container.state.and_then(|state| state.waiting);
+            let state = match waiting {
+                Some(waiting) => LogState::Waiting { reason: waiting.reason.unwrap_or_default(), attempt },
+                None => LogState::Ended { attempt },
+            };
+            (container.name, state)
+        })
+        .collect();
+    PodLogs { uid: pod.metadata.uid.clone().unwrap_or_default(), states: watch::channel(states).1 }
+}
+
 /// Ends an object at once, if it still is the one that is meant.
 pub(super) fn force(uid: &str) -> DeleteParams {
     DeleteParams {
