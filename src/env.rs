@@ -1,6 +1,7 @@
 //! Every environment variable that `muster` reads, and the only place that reads them. Flags that have a variable of
 //! their own (`MUSTER_LISTEN` and so on) name it in `cli`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -32,4 +33,12 @@ pub(crate) fn read(name: &str) -> Option<OsString> {
 /// A variable that holds one path.
 pub(crate) fn path(name: &str) -> Option<PathBuf> {
     read(name).map(PathBuf::from)
+}
+
+/// The whole environment, for pods of the image `host`. What is not text is left out.
+#[expect(clippy::disallowed_methods, reason = "this module is the door to the environment")]
+pub(crate) fn all() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }

@@ -19,6 +19,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A supervisor outlives the server and holds one pod's processes: it must stay small, so it never gets a runtime.
+    if let Some(dir) = commands::supervise::requested() {
+        return commands::supervise::run(&dir);
+    }
     let cli = cli::Cli::parse();
     match commands::dispatch(cli) {
         Ok(status) => status.into(),

@@ -8,6 +8,7 @@ mod get;
 mod logs;
 mod run;
 mod scale;
+pub(crate) mod supervise;
 mod up;
 mod version;
 mod wait;

@@ -9,13 +9,16 @@ use muster_api::clock::Clock;
 use muster_api::random::Random;
 use muster_apiserver::auth::Identity;
 use muster_apiserver::{ApiServer, Backend, NodeService, Options, Readiness};
+use muster_operator::training::Metrics;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub(super) struct Running {
     pub(super) url: String,
+    pub(super) address: SocketAddr,
     server: ApiServer,
     stop: CancellationToken,
     listening: JoinHandle<()>,
@@ -26,6 +29,7 @@ pub(super) async fn start(
     folder: &DataFolder,
     readiness: Readiness,
     nodes: Option<NodeService>,
+    metrics: Option<Metrics>,
     ports: &mut Ports,
 ) -> Result<Running> {
     let listener =
@@ -41,7 +45,7 @@ pub(super) async fn start(
         nodes,
         crds: muster_api::crds(),
         readiness,
-        metrics: None,
+        metrics: metrics.map(|metrics| Arc::new(move || metrics.render()) as _),
     })
     .await
     .with_context(|| format!("failed to open the store in {}", folder.path().display()))?;
@@ -53,7 +57,7 @@ pub(super) async fn start(
         async move { server.serve(listener, tls, stop).await }
     });
     tracing::info!(%url, "serving");
-    Ok(Running { url, server, stop, listening })
+    Ok(Running { url, address, server, stop, listening })
 }
 
 impl Running {

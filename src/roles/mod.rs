@@ -6,13 +6,15 @@
 
 mod apiserver;
 mod controllers;
+mod node;
+mod operator;
 mod scheduler;
 
 use crate::cli::Role;
 use crate::data_folder::{DataFolder, Holder};
 use crate::kubeconfig;
 use crate::settings::{ServerSettings, name};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use muster_api::clock::Clock;
 use muster_apiserver::Readiness;
@@ -32,6 +34,8 @@ pub(crate) struct Server {
     client: kube::Client,
     api: Option<apiserver::Running>,
     deciders: Group,
+    node: Group,
+    killer: Option<node::Killer>,
     // Held until everything else has ended.
     _folder: DataFolder,
 }
@@ -50,20 +54,23 @@ impl Server {
     /// Returns once every role is ready.
     pub(crate) async fn start(settings: ServerSettings) -> Result<Server> {
         let folder = DataFolder::open(&settings.data_dir, Clock::system().now_rfc3339())?;
-        if let Some(role) =
-            settings.roles.iter().find(|role| !matches!(role, Role::Apiserver | Role::Controllers | Role::Scheduler))
-        {
-            bail!("the role {} is not part of this build; choose others with --roles", name(*role));
-        }
         let readiness = Readiness::default();
         for role in settings.roles.iter().filter(|role| **role != Role::Apiserver) {
             readiness.expect(&name(*role));
         }
         let mut ports = folder.ports();
+        let operator = match settings.has(Role::Operator) {
+            true => Some(operator::prepare(&settings, &folder, &mut ports).await?),
+            false => None,
+        };
+        let prepared_node = settings.has(Role::Node).then(|| node::prepare(&settings, &folder)).transpose()?;
+        let nodes = prepared_node.as_ref().map(node::Prepared::http);
+        let killer = prepared_node.as_ref().map(node::Prepared::killer);
+        let metrics = operator.as_ref().map(operator::Prepared::metrics);
         let api = match settings.has(Role::Apiserver) {
             true => {
                 kubeconfig::check_writable(&settings.kubeconfig)?;
-                Some(apiserver::start(&settings, &folder, readiness.clone(), None, &mut ports).await?)
+                Some(apiserver::start(&settings, &folder, readiness.clone(), nodes, metrics, &mut ports).await?)
             }
             false => None,
         };
@@ -76,7 +83,7 @@ impl Server {
             None => client.clone(),
         };
 
-        let mut deciders = Group::default();
+        let (mut deciders, mut node) = (Group::default(), Group::default());
         let mut waiting: Vec<(Role, Ready)> = Vec::new();
         if settings.has(Role::Controllers) {
             let config = controllers::config(&folder.file("ca.crt"))?;
@@ -84,10 +91,19 @@ impl Server {
             let ready = deciders.run(Role::Controllers, |ready, stop| controllers::run(client, config, ready, stop));
             waiting.push((Role::Controllers, ready));
         }
+        if let Some(operator) = operator {
+            let ready = deciders.run(Role::Operator, |ready, stop| operator.run(as_component("operator"), ready, stop));
+            waiting.push((Role::Operator, ready));
+        }
         if settings.has(Role::Scheduler) {
             let ready =
                 deciders.run(Role::Scheduler, |ready, stop| scheduler::run(as_component("scheduler"), ready, stop));
             waiting.push((Role::Scheduler, ready));
+        }
+        if let Some(prepared) = prepared_node {
+            let (client, address) = (as_component("node"), api.as_ref().map(|api| api.address));
+            let ready = node.run(Role::Node, |ready, stop| prepared.run(client, address, ready, stop));
+            waiting.push((Role::Node, ready));
         }
         folder.keep_ports(ports)?;
         folder.announce(&Holder {
@@ -96,7 +112,7 @@ impl Server {
             server: url.clone(),
         })?;
 
-        let mut server = Server { settings, url, client, api, deciders, _folder: folder };
+        let mut server = Server { settings, url, client, api, deciders, node, killer, _folder: folder };
         let all_ready = async {
             for (role, ready) in waiting {
                 // A role that ended instead is told by `failure`.
@@ -141,12 +157,14 @@ impl Server {
         tokio::select! {
             biased;
             failure = self.deciders.failure() => failure,
+            failure = self.node.failure() => failure,
         }
     }
 
     /// The ordered end: no process of a pod is left.
     pub(crate) async fn drain(&mut self) {
         self.deciders.end().await;
+        self.node.end().await;
         if let Some(api) = self.api.take() {
             api.end().await;
         }
@@ -154,7 +172,20 @@ impl Server {
 
     /// The end without patience: pods get no time.
     pub(crate) async fn kill(&mut self) {
-        self.drain().await;
+        // Again and again, for a pod may be just starting.
+        let killer = self.killer.clone();
+        let killing = async {
+            while let Some(killer) = &killer {
+                killer.kill_all().await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            () = self.drain() => {}
+            () = killing => {}
+        }
     }
 }
 
