@@ -16,6 +16,7 @@ mod discovery;
 mod handlers;
 mod negotiate;
 mod options;
+mod protobuf;
 mod registry;
 mod request;
 mod response;

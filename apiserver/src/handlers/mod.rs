@@ -22,6 +22,7 @@ use crate::auth::{self, Identity};
 use crate::builtin::Objects;
 use crate::error::{ApiError, ApiResult};
 use crate::negotiate::{self, Form};
+use crate::protobuf;
 use crate::registry::Served;
 use crate::request::{Query, ResourcePath, Target, target, verb};
 use crate::response::{self, Body, Response};
@@ -89,6 +90,11 @@ impl Req {
                 return Err(too_large());
             }
             read.extend_from_slice(&data);
+        }
+        if self.header(http::header::CONTENT_TYPE).split(';').next() == Some(protobuf::MEDIA_TYPE) {
+            let object = protobuf::to_json(&read).map_err(|error| ApiError::bad_request(error.to_string()))?;
+            self.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+            return Ok(object.to_string().into());
         }
         Ok(read.freeze())
     }

@@ -34,9 +34,9 @@ impl Api {
     pub(super) async fn update(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
         let form = req.form(false)?;
         let options = WriteOptions::parse("UpdateOptions", &req.query, &req.headers, false)?;
+        let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         codec::check_media_type(&content_type)?;
-        let body = req.body().await?;
         let catalog = self.registry.catalog();
         let object = codec::object(&catalog, served, &body, &content_type, options.validation, &mut req.warnings)?;
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());

@@ -80,9 +80,9 @@ impl Api {
     pub(super) async fn create(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
         let form = req.form(false)?;
         let options = WriteOptions::parse("CreateOptions", &req.query, &req.headers, false)?;
+        let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         codec::check_media_type(&content_type)?;
-        let body = req.body().await?;
         let catalog = self.registry.catalog();
         let object = codec::object(&catalog, served, &body, &content_type, options.validation, &mut req.warnings)?;
         drop(body);
