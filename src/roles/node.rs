@@ -112,7 +112,7 @@ impl Killer {
 
 /// The machine's name, as far as object names allow.
 fn host_name() -> String {
-    let name = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase();
     let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
     let name = name.trim_matches(['-', '.']);
     if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
