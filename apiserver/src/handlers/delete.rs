@@ -127,6 +127,13 @@ impl Api {
         let body = req.body().await?;
         let options = DeleteOptions::parse(&req.query, &body, req.header(http::header::CONTENT_TYPE))?;
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());
+        if options.propagation.is_none() && served.as_builtin().is_some_and(|kind| kind.orphan_by_default) {
+            req.warnings.push(format!(
+                "child pods are preserved by default when {} are deleted; set propagationPolicy=Background to remove them \
+                 or set propagationPolicy=Orphan to suppress this warning",
+                served.plural
+            ));
+        }
         let outcome = self.delete_object(served, namespace.as_deref(), &name, &options).await?;
         self.after_write(served, outcome.1).await?;
         match outcome {
