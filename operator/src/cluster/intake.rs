@@ -26,7 +26,7 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 
 /// What a watch says.
 enum Seen {
-    Event(Event<Meta>),
+    Event(Box<Event<Meta>>),
     /// The kind is not served any more.
     Ended,
 }
@@ -138,9 +138,17 @@ impl Intake {
 
     fn take(&mut self, key: &Key, seen: Seen) {
         let Some(follower) = self.followers.get_mut(key) else { return };
-        match seen {
-            Seen::Event(Event::Init) => follower.listed = Some(BTreeSet::new()),
-            Seen::Event(Event::InitApply(object)) | Seen::Event(Event::Apply(object)) => {
+        let event = match seen {
+            Seen::Event(event) => *event,
+            Seen::Ended => {
+                self.end(key);
+                self.shared.kinds_changed.notify_one();
+                return;
+            }
+        };
+        match event {
+            Event::Init => follower.listed = Some(BTreeSet::new()),
+            Event::InitApply(object) | Event::Apply(object) => {
                 let Some(uid) = object.meta().uid.clone() else { return };
                 if let Some(listed) = &mut follower.listed {
                     listed.insert(uid.clone());
@@ -149,7 +157,7 @@ impl Intake {
                 let node = Node::new(follower.resource.clone(), object.meta());
                 self.shared.seen(&uid, node);
             }
-            Seen::Event(Event::InitDone) => {
+            Event::InitDone => {
                 follower.synced = true;
                 let listed = follower.listed.take().unwrap_or_default();
                 let missing: Vec<String> = follower.uids.difference(&listed).cloned().collect();
@@ -158,14 +166,10 @@ impl Intake {
                     self.shared.removed(&uid);
                 }
             }
-            Seen::Event(Event::Delete(object)) => {
+            Event::Delete(object) => {
                 let Some(uid) = object.meta().uid.clone() else { return };
                 follower.uids.remove(&uid);
                 self.shared.removed(&uid);
-            }
-            Seen::Ended => {
-                self.end(key);
-                self.shared.kinds_changed.notify_one();
             }
         }
     }
@@ -176,7 +180,7 @@ async fn watch(client: kube::Client, resource: Arc<Resource>, key: Key, sender: 
     let mut events = Box::pin(watcher(api, watcher::Config::default()));
     while let Some(event) = events.next().await {
         let seen = match event {
-            Ok(event) => Seen::Event(event),
+            Ok(event) => Seen::Event(Box::new(event)),
             Err(error) if is_unserved(&error) => Seen::Ended,
             Err(error) => {
                 tracing::debug!(kind = resource.api.kind, %error, "a watch failed");

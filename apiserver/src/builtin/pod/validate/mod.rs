@@ -87,10 +87,10 @@ fn spec_errors(spec: &Value, path: &str, errors: &mut Errors) {
             push(errors, format!("{path}.{key}"), value, check(value));
         }
     }
-    if let Some(deadline) = spec.get("activeDeadlineSeconds") {
-        if !deadline.as_i64().is_some_and(|n| (1..=i64::from(i32::MAX)).contains(&n)) {
-            errors.push(FieldError::invalid(format!("{path}.activeDeadlineSeconds"), deadline, POSITIVE_32));
-        }
+    if let Some(deadline) = spec.get("activeDeadlineSeconds")
+        && !deadline.as_i64().is_some_and(|n| (1..=i64::from(i32::MAX)).contains(&n))
+    {
+        errors.push(FieldError::invalid(format!("{path}.activeDeadlineSeconds"), deadline, POSITIVE_32));
     }
     placement::tolerations(spec, path, errors);
     if spec.get("preemptionPolicy").is_some() {

@@ -34,7 +34,7 @@ pub(super) fn probes(container: &Value, path: &str, errors: &mut Errors) {
             let field = format!("{path}.terminationGracePeriodSeconds");
             if key == "readinessProbe" {
                 errors.push(FieldError::invalid(field, grace, "must not be set for readinessProbes"));
-            } else if !grace.as_i64().is_some_and(|n| n > 0) {
+            } else if grace.as_i64().is_none_or(|n| n <= 0) {
                 errors.push(FieldError::invalid(field, grace, "must be greater than 0"));
             }
         }
