@@ -349,7 +349,7 @@ mod tests {
             ("sinceSeconds=5", "e f\n\n".to_owned()),
             ("sinceTime=2026-01-01T00%3A00%3A05Z&timestamps=true", format!("{t5} e f\n{t6} \n")),
             ("limitBytes=5", "a\nb\nc".to_owned()),
-            ("timestamps=true&tailLines=4&limitBytes=33", format!("{t3} cd\n")),
+            ("timestamps=true&tailLines=4&limitBytes=34", format!("{t3} cd\n")),
         ] {
             assert_eq!(read(dir.path(), query), want, "{query}");
         }
