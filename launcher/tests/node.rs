@@ -126,6 +126,10 @@ impl Running {
         let code = response.status().as_u16();
         let body = tokio::time::timeout(Duration::from_secs(20), response.into_body().collect());
         let bytes = body.await.expect("it ends").expect("a body").to_bytes();
+        if code >= 400 {
+            let status: Value = serde_json::from_slice(&bytes).expect("a Status");
+            return (code, status["message"].as_str().expect("a message").to_owned());
+        }
         (code, String::from_utf8(bytes.to_vec()).expect("text"))
     }
 

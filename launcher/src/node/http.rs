@@ -87,38 +87,41 @@ impl NodeHandle {
     fn answer(&self, request: &Request<Bytes>) -> Response<Body> {
         let path: Vec<&str> = request.uri().path().split('/').collect();
         let ["", "containerLogs", namespace, pod, container] = path[..] else {
-            return text(StatusCode::NOT_FOUND, "404 page not found\n");
+            return refuse(StatusCode::NOT_FOUND, "no such path");
         };
         if request.method() != Method::GET {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed\n");
+            return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed");
         }
         let node = self.0.node.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((runtime, clock)) = node else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "the node is not running");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the node is not running");
         };
         let options = match LogOptions::parse(request.uri().query().unwrap_or_default(), clock.now()) {
             Ok(options) => options,
-            Err(message) => return text(StatusCode::BAD_REQUEST, message),
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
         let key = (namespace.to_owned(), pod.to_owned());
         let found = self.0.pods.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         let Some(PodLogs { uid, states }) = found else {
-            return text(StatusCode::NOT_FOUND, format!("pod \"{pod}\" does not exist on this node"));
+            return refuse(StatusCode::NOT_FOUND, format!("pod \"{pod}\" does not exist on this node"));
         };
         let state = states.borrow().get(container).cloned();
         let Some(state) = state else {
-            return text(StatusCode::NOT_FOUND, format!("container \"{container}\" in pod \"{pod}\" is not available"));
+            return refuse(
+                StatusCode::NOT_FOUND,
+                format!("container \"{container}\" in pod \"{pod}\" is not available"),
+            );
         };
         let attempt = match which(pod, container, &state, options.previous) {
             Ok(attempt) => attempt,
-            Err(message) => return text(StatusCode::BAD_REQUEST, message),
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
         };
         let id = ContainerId { pod_uid: uid, container: container.to_owned(), attempt };
         let dir = runtime.log_dir(&id);
         let watch = if options.follow { LogWatch::new(&dir).ok() } else { None };
         match LogReader::open(&dir, options.clone()) {
             Ok(reader) => follow(Follower { reader, watch, states, id, options }),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to read the log: {error}")),
+            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to read the log: {error}")),
         }
     }
 }
@@ -204,12 +207,29 @@ fn follow(follower: Follower) -> Response<Body> {
     response
 }
 
-fn text(code: StatusCode, message: impl Into<Bytes>) -> Response<Body> {
-    let body = Full::new(message.into()).map_err(|never: Infallible| match never {});
+/// An error as clients of the API read it.
+fn refuse(code: StatusCode, message: impl Into<String>) -> Response<Body> {
+    let reason = match code {
+        StatusCode::BAD_REQUEST => "BadRequest",
+        StatusCode::NOT_FOUND => "NotFound",
+        StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
+        StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
+        _ => "InternalError",
+    };
+    let status = serde_json::json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message.into(),
+        "reason": reason,
+        "code": code.as_u16(),
+    });
+    let body = Full::new(Bytes::from(status.to_string())).map_err(|never: Infallible| match never {});
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = code;
-    let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
     response
 }
 
