@@ -36,7 +36,6 @@ pub(crate) fn path(name: &str) -> Option<PathBuf> {
 }
 
 /// The whole environment, for pods of the image `host`. What is not text is left out.
-#[expect(clippy::disallowed_methods, reason = "this module is the door to the environment")]
 pub(crate) fn all() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

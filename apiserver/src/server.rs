@@ -59,6 +59,9 @@ pub struct Options {
     /// CustomResourceDefinitions that are created, or brought up to date, before the first request.
     pub crds: Vec<serde_json::Value>,
     pub readiness: Readiness,
+    /// Whether pods are given a service account, a priority and tolerations, as a cluster with its controllers does.
+    /// Without controllers no service account would be there.
+    pub pod_admission: bool,
     /// The text of `/metrics` (Prometheus), besides what the server counts itself.
     pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
 }
@@ -74,6 +77,7 @@ impl Options {
             nodes: None,
             crds: Vec::new(),
             readiness: Readiness::default(),
+            pod_admission: true,
             metrics: None,
         }
     }
@@ -98,6 +102,7 @@ pub(crate) struct Api {
     pub(crate) keys: Keys,
     pub(crate) nodes: Option<NodeService>,
     pub(crate) readiness: Readiness,
+    pub(crate) pod_admission: bool,
     pub(crate) metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
     /// Held by whoever brings the custom kinds up to date.
     pub(crate) settling: tokio::sync::Mutex<()>,
@@ -110,7 +115,7 @@ pub struct ApiServer(pub(crate) Arc<Api>);
 impl ApiServer {
     /// Opens the store and installs what every cluster has.
     pub async fn open(options: Options) -> Result<ApiServer, OpenError> {
-        let Options { backend, clock, random, keys, nodes, crds, readiness, metrics } = options;
+        let Options { backend, clock, random, keys, nodes, crds, readiness, pod_admission, metrics } = options;
         let backend: Box<dyn store::Backend> = match backend {
             Backend::Memory => Box::new(store::Memory),
             Backend::Sqlite(path) => Box::new(store::Sqlite::open(&path)?),
@@ -126,6 +131,7 @@ impl ApiServer {
             keys,
             nodes,
             readiness,
+            pod_admission,
             metrics,
             settling: tokio::sync::Mutex::new(()),
         }));

@@ -1,5 +1,7 @@
 //! The node with real processes, against the API server in this process. Pods come bound: no scheduler runs here.
 
+#![allow(clippy::panic, reason = "a test may fail")]
+
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};

@@ -1,5 +1,7 @@
 //! The process runtime with real processes: starts, ends, signals, mounts, adoption, and nothing left behind.
 
+#![allow(clippy::panic, reason = "a test may fail")]
+
 use jiff::Timestamp;
 use muster_api::clock::Clock;
 use muster_launcher::node::supervisor::Mount;

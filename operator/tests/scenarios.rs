@@ -1,6 +1,8 @@
 //! Replays the recordings of upstream's operator (`tests/golden/training-operator`) against the decider, over a
 //! cluster that is a few maps. The same recordings are replayed against the running program elsewhere.
 
+#![allow(clippy::disallowed_methods, reason = "a test may read its environment")]
+
 mod world;
 
 use jiff::Timestamp;

@@ -1,5 +1,6 @@
 //! The API server's role: the store in the data folder, HTTPS on the loopback, the kubeconfig.
 
+use crate::cli::Role;
 use crate::data_folder::{DataFolder, Ports};
 use crate::kubeconfig;
 use crate::pki::Pki;
@@ -45,6 +46,7 @@ pub(super) async fn start(
         nodes,
         crds: muster_api::crds(),
         readiness,
+        pod_admission: settings.has(Role::Controllers),
         metrics: metrics.map(|metrics| Arc::new(move || metrics.render()) as _),
     })
     .await

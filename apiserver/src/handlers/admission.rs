@@ -43,6 +43,7 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
         match &served.source {
+            Source::Builtin(kind) if kind.kind == "Pod" && !self.pod_admission => {}
             Source::Builtin(kind) => (kind.admit)(object, old, context)?,
             Source::Custom(kind) => warnings.extend(kind.deprecation.clone()),
         }

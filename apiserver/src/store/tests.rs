@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a slow disk is played by a sleep")]
+
 use super::*;
 use serde_json::{Value, json};
 use std::sync::Arc;

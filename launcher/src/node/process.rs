@@ -8,6 +8,7 @@
 //! ```
 //! Folders are readable by the owner alone.
 #![allow(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "this is the door to processes; its waits are on a thread for blocking")]
 
 use super::runtime::{
     ContainerId, ContainerStart, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,

@@ -4,7 +4,7 @@
 //! deletion of bound pods. It knows no garbage collection, as the recordings were made without.
 
 // Each test binary uses a part of this.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::panic)]
 
 use jiff::{SignedDuration, Timestamp};
 use kube::core::DynamicObject;
