@@ -10,6 +10,11 @@ use crate::server::Api;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// The only form in which kubectl asks for OpenAPI v2, which it does for kinds that no v3 document has.
+const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// A document without definitions: swagger "2.0", info { title "Kubernetes", version "unversioned" }.
+const EMPTY_OPENAPI_V2: &[u8] = b"\x0a\x032.0\x12\x19\x0a\x0aKubernetes\x12\x0bunversioned";
+
 /// The aggregated form, if the client prefers it: its version and media type.
 fn aggregated(accept: Option<&str>) -> Option<(&'static str, &'static str)> {
     for range in negotiate::ranges(accept.unwrap_or_default()) {
@@ -49,6 +54,9 @@ impl Api {
                     return Err(unknown_path());
                 }
                 resources(&catalog, group, version)
+            }
+            ["openapi", "v2"] if req.accept().is_some_and(|accept| accept.contains(OPENAPI_V2)) => {
+                return Ok(response::bytes(200, OPENAPI_V2, EMPTY_OPENAPI_V2));
             }
             ["openapi", ..] => return Ok(self.openapi(segments)),
             ["api", ..] => return Err(unknown_path()),

@@ -81,7 +81,7 @@ fn write_scalar(out: &mut String, value: &Value, depth: usize) {
 }
 
 fn text(out: &mut String, string: &str, depth: usize, key: bool) {
-    let printable = string.chars().all(|c| !c.is_control() || c == '\n' || c == '\t');
+    let printable = string.chars().all(|c| !unprintable(c) || c == '\n');
     if !key && printable && string.contains('\n') && !string.starts_with([' ', '\n', '\t']) {
         out.push('|');
         if !string.ends_with('\n') {
@@ -100,9 +100,20 @@ fn text(out: &mut String, string: &str, depth: usize, key: bool) {
     } else if plain(string) {
         out.push_str(string);
     } else {
-        // A JSON string is a double-quoted YAML scalar.
-        let _ = write!(out, "{}", Value::String(string.to_owned()));
+        // A JSON string is a double-quoted YAML scalar, once what YAML does not print is escaped.
+        for c in Value::String(string.to_owned()).to_string().chars() {
+            if unprintable(c) {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            } else {
+                out.push(c);
+            }
+        }
     }
+}
+
+/// Characters that a YAML document cannot carry as they are, or that end a line.
+fn unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}')
 }
 
 /// Whether the text, unquoted, reads as the same string.
@@ -138,7 +149,7 @@ fn plain(text: &str) -> bool {
         || text.ends_with(':')
         || text.contains(": ")
         || text.contains(" #")
-        || text.chars().any(|c| c.is_control()))
+        || text.chars().any(unprintable))
 }
 
 #[cfg(test)]
@@ -151,7 +162,7 @@ mod tests {
         let value = json!({"b": {"c": [1, "1", {"x": "y", "a": []}, [1, [2]]], "d": {}}, "a": "yes", "t": "2020-01-01T00:00:00Z",
             "m": "x\ny\n", "n": "x\n\ny", "u": "0b9e7c1c-0000-4000-8000-000000000000", "v": "apps/v1", "w": null, "z": "a: b", "f:x": ".", "k": "-p"});
         let expected = "a: \"yes\"\nb:\n  c:\n  - 1\n  - \"1\"\n  - a: []\n    x: \"y\"\n  - - 1\n    - - 2\n  d: {}\nf:x: .\nk: -p\n\
-                        m: |\n  x\n  y\nn: |-\n  x\n\n  y\nt: \"2020-01-01T00:00:00Z\"\nu: 0b9e7c1c-0000-4000-8000-000000000000\nv: apps/v1\n\
+                        m: |\n  x\n  y\n\"n\": |-\n  x\n\n  y\nt: \"2020-01-01T00:00:00Z\"\nu: 0b9e7c1c-0000-4000-8000-000000000000\nv: apps/v1\n\
                         w: null\nz: \"a: b\"\n";
         assert_eq!(to_string(&value), expected);
     }
