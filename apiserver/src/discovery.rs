@@ -1,5 +1,6 @@
 //! Discovery: which groups, versions and resources there are; plain and aggregated.
 
+use crate::crd::CustomKind;
 use crate::error::ApiResult;
 use crate::handlers::{Req, unknown_path};
 use crate::negotiate;
@@ -68,7 +69,8 @@ impl Api {
     /// `/openapi/v3`, its documents, and an empty `/openapi/v2` for clients that ask for it first.
     fn openapi(&self, segments: &[&str]) -> Response {
         let catalog = self.registry.catalog();
-        let kinds: Vec<openapi::Kind<'_>> = catalog.all().map(|served| described(served)).collect();
+        let custom = self.described_kinds();
+        let kinds: Vec<openapi::Kind<'_>> = catalog.all().map(|served| described(served, &custom)).collect();
         let document = match segments {
             ["openapi", "v2"] => Some(openapi::v2()),
             ["openapi", "v3"] => Some(openapi::index(&kinds)),
@@ -81,7 +83,10 @@ impl Api {
 }
 
 /// A kind as documents are made of it.
-fn described(served: &Served) -> openapi::Kind<'_> {
+fn described<'a>(served: &'a Served, custom: &'a [CustomKind]) -> openapi::Kind<'a> {
+    let same = |kind: &&CustomKind| {
+        kind.group == served.group && kind.version == served.version && kind.plural == served.plural
+    };
     openapi::Kind {
         group: &served.group,
         version: &served.version,
@@ -93,7 +98,7 @@ fn described(served: &Served) -> openapi::Kind<'_> {
         subresources: &served.subresources,
         custom: match &served.source {
             Source::Builtin(_) => None,
-            Source::Custom(kind) => Some(&kind.open_api),
+            Source::Custom(_) => custom.iter().find(same).map(|kind| &kind.open_api),
         },
     }
 }

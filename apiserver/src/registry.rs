@@ -95,7 +95,9 @@ impl Served {
         }
     }
 
-    pub(crate) fn custom(kind: CustomKind) -> Self {
+    pub(crate) fn custom(mut kind: CustomKind) -> Self {
+        // Only the OpenAPI document needs the schema as it was written, and it is large.
+        kind.open_api = Value::Null;
         let mut subresources = Vec::new();
         if kind.scale.is_some() {
             subresources.push("scale".to_owned());

@@ -29,6 +29,14 @@ impl Api {
         self.registry.catalog().find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
     }
 
+    /// The definitions' kinds with their schemas as they were written, which the registry does not keep.
+    pub(crate) fn described_kinds(&self) -> Vec<crd::CustomKind> {
+        let Some(definitions) = self.definitions() else { return Vec::new() };
+        let page = self.store.list(STORAGE, None, None, None);
+        let objects = page.map(|page| page.items).unwrap_or_default();
+        objects.iter().flat_map(|object| crd::CustomKind::parse(&definitions.value(object))).collect()
+    }
+
     /// Called after a write; does nothing unless it concerned a definition, or an object that one waits for.
     pub(super) async fn after_write(&self, served: &Served, removed: bool) -> ApiResult<()> {
         if &*served.storage == STORAGE {
@@ -143,7 +151,9 @@ impl Api {
     /// Creates a definition, or gives it the spec that it should have.
     pub(super) async fn install_definition(&self, definition: Value) -> ApiResult<()> {
         let Some(served) = self.definitions() else { return Ok(()) };
-        let options = WriteOptions::internal("muster");
+        // Without a manager: nobody shares these definitions with Muster, and who owns each of their thousands of fields
+        // would take as much room as the definitions.
+        let options = WriteOptions::internal("");
         let name = codec::name_of(&definition).to_owned();
         let mut definition = codec::typed(&served, definition);
         if self.store.head(&self.key(&served, None, &name)).is_none() {
