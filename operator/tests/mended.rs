@@ -361,3 +361,13 @@ fn volcano_lets_pods_wait_for_their_group() {
     assert_eq!(pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"], "demo");
     assert_eq!(pod["metadata"]["annotations"]["volcano.sh/task-spec"], "worker");
 }
+
+#[test]
+fn large_jobs_are_made_in_several_passes_and_absurd_ones_not_at_all() {
+    let world = started(Policy::default(), &job(PYTORCH, &[("Worker", 700, "Never")], json!({})));
+    assert_eq!((world.pod_names().len(), world.objects[SERVICE].len()), (700, 700));
+    let world = started(Policy::default(), &job(TENSORFLOW, &[("Worker", i32::MAX, "Never")], json!({})));
+    assert!(world.pod_names().is_empty());
+    assert!(world.is("TFJob/demo", "Created"));
+    assert!(world.events.iter().any(|event| event.2 == "TFJobFailedValidation"), "{:?}", world.events);
+}

@@ -47,12 +47,8 @@ fn scenarios() -> Vec<Value> {
 #[test]
 fn recorded_scenarios_hold() {
     let (mut held, mut mended, mut failures) = (0, 0, Vec::new());
-    let only = std::env::var("SCENARIO").ok();
     for scenario in scenarios() {
         let name = scenario["name"].as_str().expect("a name");
-        if only.as_deref().is_some_and(|only| only != name) {
-            continue;
-        }
         let from = mended_from(name);
         let differences = Replay::new(&scenario).run(from);
         match (differences.is_empty(), from) {

@@ -229,6 +229,27 @@ class Replay:
                 versions, since = now, time.time()
         return snapshot, events
 
+    def normalise_object(self, section, item):
+        """As `normalise`, without what the recording API server had switched off: the admission plugins
+        ServiceAccount, DefaultTolerationSeconds and Priority."""
+        item = self.normalise(item)
+        if section == "services":
+            item.get("spec", {}).pop("clusterIPs", None)
+        if section == "pods":
+            spec = item["spec"]
+            for name, default in (("priority", 0), ("preemptionPolicy", "PreemptLowerPriority"),
+                                  ("serviceAccount", "default"), ("serviceAccountName", "default")):
+                if spec.get(name) == default:
+                    del spec[name]
+            own = [t for t in spec.get("tolerations", []) if t.get("key") not in (
+                "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")]
+            keep(spec, "tolerations", own)
+            keep(spec, "volumes", [v for v in spec.get("volumes", []) if not v["name"].startswith("kube-api-access-")])
+            for container in spec.get("containers", []) + spec.get("initContainers", []):
+                keep(container, "volumeMounts", [mount for mount in container.get("volumeMounts", [])
+                                                 if not mount["name"].startswith("kube-api-access-")])
+        return item
+
     def normalise(self, value, key=None):
         if isinstance(value, dict):
             dropped = {"uid", "resourceVersion", "generation", "managedFields", "creationTimestamp", "namespace",
@@ -261,7 +282,7 @@ class Replay:
             else:
                 resolved[section] = {name: before.get(name) if item == "=" else item for name, item in value.items()}
         self.before[which] = copy.deepcopy(resolved)
-        actual = {section: {name: self.normalise(item) for name, item in items.items()}
+        actual = {section: {name: self.normalise_object(section, item) for name, item in items.items()}
                   for section, items in actual.items()}
         for pointer in step.get("unstable", []):
             remove(resolved, pointer)
@@ -305,6 +326,13 @@ class Replay:
         if "target" in action:
             return action["target"]
         return "%s/%s" % (action["apply"]["kind"], action["apply"]["metadata"]["name"])
+
+
+def keep(parent, key, value):
+    if value:
+        parent[key] = value
+    else:
+        parent.pop(key, None)
 
 
 def remove(value, pointer):

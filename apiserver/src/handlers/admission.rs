@@ -33,7 +33,7 @@ impl Api {
         Err(error)
     }
 
-    /// The rules of admission for the kind: those of a built-in one, or the webhooks of the training operator.
+    /// The rules of admission for the kind.
     pub(super) fn admit(
         &self,
         served: &Served,
@@ -47,7 +47,18 @@ impl Api {
             Source::Builtin(kind) => (kind.admit)(object, old, context)?,
             Source::Custom(kind) => warnings.extend(kind.deprecation.clone()),
         }
-        if served.group == "kubeflow.org" && served.version == "v1" && context.subresource.is_empty() {
+        Ok(())
+    }
+
+    /// The validating webhooks of the training operator. As all of them they see what the schema has accepted.
+    pub(super) fn consult_webhooks(
+        &self,
+        served: &Served,
+        object: &Value,
+        old: Option<&Value>,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        if served.group == "kubeflow.org" && served.version == "v1" {
             match admission::review(&served.kind, old, object) {
                 Ok(found) => warnings.extend(found),
                 Err(denial) => return Err(ApiError::new(403, "Forbidden", denial)),

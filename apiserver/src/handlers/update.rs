@@ -220,6 +220,9 @@ impl Api {
             errors.extend(crd::validate_update(&new, old));
         }
         refuse(served, name, &errors)?;
+        if subresource.is_empty() {
+            self.consult_webhooks(served, &new, Some(old), warnings)?;
+        }
         if subresource == "scale" {
             // Entries of a scale are recorded without a time.
             for entry in new["metadata"]["managedFields"].as_array_mut().into_iter().flatten() {

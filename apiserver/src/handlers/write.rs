@@ -214,6 +214,7 @@ impl Api {
             errors.extend(crd::validate(&object));
         }
         refuse(served, &name, &errors)?;
+        self.consult_webhooks(served, &object, None, warnings)?;
         Ok(object)
     }
 

@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 const LANES: usize = 8;
 const LANE_LENGTH: usize = 4096;
 /// How many events of one object are let through at once, and how often one more is.
-const BURST: u32 = 25;
-const REFILL: Duration = Duration::from_secs(300);
+const BURST: u32 = 100;
+const REFILL: Duration = Duration::from_secs(30);
+/// An event that repeats faster than this is one event: several changes of the same moment lead to as many passes.
+const SAME_MOMENT: Duration = Duration::from_millis(300);
 /// How many objects and events a lane remembers before it forgets them all.
 const REMEMBERED: usize = 4096;
 
@@ -105,6 +107,7 @@ struct Lane {
 struct Recorded {
     name: String,
     count: u32,
+    last: Instant,
 }
 
 struct Budget {
@@ -149,6 +152,10 @@ impl Lane {
     }
 
     async fn record(&mut self, note: Note) {
+        let now = Instant::now();
+        if self.known.get(&note).is_some_and(|known| now.duration_since(known.last) < SAME_MOMENT) {
+            return;
+        }
         if !self.spend(&note.subject) {
             return;
         }
@@ -162,6 +169,7 @@ impl Lane {
         let now = rfc3339(self.clock.now());
         if let Some(known) = self.known.get_mut(&note) {
             known.count += 1;
+            known.last = Instant::now();
             let patch = json!({"count": known.count, "lastTimestamp": now});
             match events.merge(&known.name, &patch).await {
                 Err(RequestError::NotFound(_)) => {}
@@ -197,7 +205,7 @@ impl Lane {
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        self.known.insert(note, Recorded { name, count: 1 });
+        self.known.insert(note, Recorded { name, count: 1, last: Instant::now() });
         Ok(())
     }
 }

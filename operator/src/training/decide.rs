@@ -15,6 +15,10 @@ use muster_api::training::{CleanPodPolicy, ConditionType, JobStatus, conditions}
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// More pods than this are refused: a job of any real cluster stays below it, and what a typing error asks for would
+/// take the memory of the machine.
+const MOST_REPLICAS: i32 = 10_000;
+
 /// The choices that hold for all jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -70,8 +74,8 @@ pub fn decide(now: Timestamp, observed: &Observed, framework: &'static Framework
         finished(&mut pass);
     } else if job.spec.run_policy.is_suspended() {
         suspended(&mut pass);
-    } else if job.replica_specs().is_empty() {
-        let message = format!("{} {} has no replica specs, so there is nothing to run.", framework.kind.kind, job.name);
+    } else if let Some(problem) = unrunnable(job) {
+        let message = format!("{} {} {problem}", framework.kind.kind, job.name);
         pass.plan.event(Severity::Warning, Reason::of(framework.kind, Word::FailedValidation), message);
     } else {
         active(&mut pass);
@@ -81,6 +85,18 @@ pub fn decide(now: Timestamp, observed: &Observed, framework: &'static Framework
 
 fn is_managed_elsewhere(job: &Job) -> bool {
     job.spec.run_policy.managed_by.as_deref().is_some_and(|manager| manager != MANAGED_BY_OPERATOR)
+}
+
+/// Why there is nothing to be done for a job that is valid.
+fn unrunnable(job: &Job) -> Option<String> {
+    let total = job.total_replicas();
+    if job.replica_specs().is_empty() {
+        Some("has no replica specs, so there is nothing to run.".to_owned())
+    } else if total > MOST_REPLICAS {
+        Some(format!("asks for {total} pods, and at most {MOST_REPLICAS} are made."))
+    } else {
+        None
+    }
 }
 
 /// The first thing on record about a job is that it was seen.

@@ -13,6 +13,9 @@ use muster_api::training::{ConditionType, ReplicaSpec, ReplicaStatus};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+/// A pass makes no more than this; the next pass makes more. Every pod of some kinds carries the addresses of all.
+const MOST_CREATES: usize = 250;
+
 /// The labels that all objects of a role have.
 pub(super) fn role_labels(job: &Job, role: &str) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
@@ -47,6 +50,9 @@ fn pods(pass: &mut Pass<'_>, role: &str, spec: &ReplicaSpec, addresses: &Address
         status.restarts = 0;
     }
     for index in 0..spec.count() {
+        if pass.plan.creates.len() >= MOST_CREATES {
+            break;
+        }
         if ready && observed.pod(role, index).is_none() {
             pod::create(pass, Replica { role, index }, spec, addresses);
         }
@@ -122,6 +128,9 @@ fn report_exit_code(pass: &mut Pass<'_>, pod: &ObservedPod) {
 fn services(pass: &mut Pass<'_>, role: &str, spec: &ReplicaSpec, addresses: &Addresses<'_>) {
     let observed = pass.observed;
     for index in 0..spec.count() {
+        if pass.plan.creates.len() >= MOST_CREATES {
+            break;
+        }
         if observed.service(role, index).is_none() && addresses.has(role, index) {
             let replica = Replica { role, index };
             let object = service(&observed.job, replica, spec, addresses);
