@@ -77,6 +77,8 @@ struct Seen {
     job: Value,
     /// By name; a pod that has gone stays as it was last seen, for its exit code.
     pods: BTreeMap<String, Value>,
+    /// The pods that were there at the start are known.
+    listed: bool,
     /// Logs that have been opened: pod uid and number of the container's restarts.
     opened: HashSet<(String, u64)>,
     said: String,
@@ -100,7 +102,7 @@ impl Follow<'_> {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         loop {
             if let Some(end) = deadline
-                && (logs.is_empty() || Instant::now() >= end)
+                && (seen.listed && logs.is_empty() || Instant::now() >= end)
                 && let Some(outcome) = outcome.take()
             {
                 self.lines.clear_status();
@@ -109,6 +111,7 @@ impl Follow<'_> {
             tokio::select! {
                 biased;
                 Some(event) = pod_events.next() => {
+                    seen.listed |= matches!(event, Ok(Event::InitDone));
                     if let Some(pod) = self.current(event)? {
                         self.open_log(&pod, &mut seen, &mut logs);
                         seen.pods.insert(name(&pod).to_owned(), pod);

@@ -123,7 +123,8 @@ impl Server {
     }
 
     pub(crate) fn items(&self, what: &[&str]) -> Vec<Value> {
-        self.get(what)["items"].as_array().unwrap().clone()
+        // An empty list is nothing at all to kubectl.
+        self.find(what).map(|list| list["items"].as_array().unwrap().clone()).unwrap_or_default()
     }
 
     /// Waits until a job has a condition; a job that ended otherwise fails the test.

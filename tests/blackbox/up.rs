@@ -34,7 +34,7 @@ fn nobody_gets_in_without_a_token_or_certificate() {
         server.kubectl(&arguments)
     };
     plain(&[]).failed_with(&[]);
-    plain(&["--token", "guessed"]).failed_with(&["Unauthorized"]);
+    plain(&["--token", "guessed"]).failed_with(&["provide credentials"]);
     let (certificate, key) =
         (data.join("client.crt").display().to_string(), data.join("client.key").display().to_string());
     let by_certificate = plain(&["--client-certificate", &certificate, "--client-key", &key]).succeeded();
