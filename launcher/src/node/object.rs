@@ -54,7 +54,7 @@ pub(super) async fn register(client: &kube::Client, config: &Config, address: &A
     let spec = known.spec.unwrap_or_default();
     let taints: Vec<_> = spec.taints.iter().flatten().filter(|t| t.key != "node.kubernetes.io/not-ready").collect();
     if taints.len() != spec.taints.iter().flatten().count() {
-        let patch = json!({"spec": {"taints": taints}});
+        let patch = json!({"spec": {"taints": (!taints.is_empty()).then_some(taints)}});
         nodes.patch(&config.name, &params, &Patch::Merge(&patch)).await?;
     }
     Ok(())
