@@ -52,6 +52,8 @@ fn train(args: &cli::TrainArgs, environment: &Environment) -> ExitCode {
 }
 
 fn eval(args: &EvalArgs, environment: &Environment) -> Result<(), TrainError> {
+    // So little work is done sooner by one thread than by several that wait for each other on a busy machine.
+    tch::set_num_threads(1);
     let loaded = checkpoint::open(&args.checkpoint)?;
     let model = loaded.sidecar.model;
     let parameters = Parameters::new(&model, 0);
