@@ -6,6 +6,7 @@
 pub mod devices;
 pub mod gang;
 pub mod node;
+pub mod planted;
 
 mod events;
 mod quantity;

@@ -9,6 +9,7 @@ pub mod faults;
 pub mod history;
 pub mod invariants;
 pub mod machines;
+pub mod planted;
 pub mod scenario;
 pub mod users;
 pub mod world;

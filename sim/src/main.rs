@@ -27,6 +27,10 @@ enum Command {
         /// Worlds that run at a time
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
         threads: usize,
+        /// A bug to plant before
+        #[cfg(feature = "planted")]
+        #[arg(long)]
+        plant: Option<String>,
     },
     /// Prints everything that happens in the world of a seed
     Trace {
@@ -43,7 +47,18 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
+        #[cfg(not(feature = "planted"))]
         Command::Fuzz { seeds, threads } => fuzz(seeds, threads),
+        #[cfg(feature = "planted")]
+        Command::Fuzz { seeds, threads, plant } => {
+            if let Some(bug) = plant
+                && !muster_sim::planted::plant(&bug)
+            {
+                let names: Vec<&str> = muster_sim::planted::names().map(|(name, _)| name).collect();
+                bail!("no bug is called {bug}: there are {}", names.join(", "));
+            }
+            fuzz(seeds, threads)
+        }
         Command::Trace { seed } => {
             let outcome = world::run(seed);
             std::io::stdout().write_all(outcome.trace.as_bytes()).context("failed to write the trace")?;

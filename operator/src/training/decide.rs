@@ -7,6 +7,7 @@ use super::framework::Framework;
 use super::observe::Observed;
 use super::plan::{Count, Delete, Plan, Reason, Resource, Severity, Word};
 use super::{address, gang, limits, progress, replicas, scaler};
+use crate::planted::{self, Bug};
 use jiff::Timestamp;
 use muster_api::clock::rfc3339;
 use muster_api::names::MANAGED_BY_OPERATOR;
@@ -61,7 +62,8 @@ pub fn decide(now: Timestamp, observed: &Observed, framework: &'static Framework
     if job.deleting || is_managed_elsewhere(job) {
         return Plan::default();
     }
-    let status = job.status.clone();
+    let forgotten = planted::is(Bug::ForgottenStatus);
+    let status = if forgotten { JobStatus::default() } else { job.status.clone() };
     let mut pass = Pass { now, observed, framework, policy, status, plan: Plan::default() };
     if let Some(problem) = muster_api::admission::operator_error(job) {
         let message = format!("{} failed validation because {problem}", framework.kind.kind);

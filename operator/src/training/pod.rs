@@ -6,6 +6,7 @@ use super::framework::{Environment, Replica};
 use super::gang::Gang;
 use super::plan::{Create, Reason, Resource, Severity};
 use super::replicas::replica_labels;
+use crate::planted::{self, Bug};
 use muster_api::names::{WORKER_IMAGE, annotation, env, label};
 use muster_api::training::ReplicaSpec;
 use muster_api::training::types::{Job, replica_name};
@@ -29,7 +30,10 @@ pub(super) fn create(pass: &mut Pass<'_>, replica: Replica<'_>, spec: &ReplicaSp
             metadata.insert(key.to_owned(), value.clone());
         }
     }
-    let name = replica_name(&job.name, replica.role, replica.index);
+    let mut name = replica_name(&job.name, replica.role, replica.index);
+    if planted::is(Bug::HastySuccessor) && pass.observed.pods.contains_key(&name) {
+        name.push_str("-next");
+    }
     metadata.insert("name".to_owned(), json!(name));
     metadata.insert("namespace".to_owned(), json!(job.namespace));
     metadata.insert("ownerReferences".to_owned(), json!([owner_reference(job)]));

@@ -7,6 +7,7 @@ use super::limits::{Fate, fate, retries};
 use super::observe::{ContainerState, ObservedPod, Phase};
 use super::plan::{Count, Create, Reason, Resource, Severity, Word};
 use super::pod;
+use crate::planted::{self, Bug};
 use muster_api::names::label;
 use muster_api::training::types::{Job, replica_name};
 use muster_api::training::{ConditionType, ReplicaSpec, ReplicaStatus};
@@ -53,7 +54,8 @@ fn pods(pass: &mut Pass<'_>, role: &str, spec: &ReplicaSpec, addresses: &Address
         if pass.plan.creates.len() >= MOST_CREATES {
             break;
         }
-        if ready && observed.pod(role, index).is_none() {
+        let gone = |pod: &ObservedPod| pod.deleting && planted::is(Bug::HastySuccessor);
+        if ready && observed.pod(role, index).is_none_or(gone) {
             pod::create(pass, Replica { role, index }, spec, addresses);
         }
     }
@@ -162,6 +164,7 @@ fn service(job: &Job, replica: Replica<'_>, spec: &ReplicaSpec, addresses: &Addr
         .map(|(name, port)| if name.is_empty() { json!({"port": port}) } else { json!({"name": name, "port": port}) })
         .collect();
     let labels = replica_labels(job, replica);
+    let owners = if planted::is(Bug::OrphanedService) { json!([]) } else { json!([owner_reference(job)]) };
     json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -169,7 +172,7 @@ fn service(job: &Job, replica: Replica<'_>, spec: &ReplicaSpec, addresses: &Addr
             "name": replica_name(&job.name, replica.role, replica.index),
             "namespace": job.namespace,
             "labels": labels,
-            "ownerReferences": [owner_reference(job)],
+            "ownerReferences": owners,
         },
         "spec": { "clusterIP": "None", "selector": labels, "ports": ports },
     })

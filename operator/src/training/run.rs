@@ -8,6 +8,7 @@ use super::framework::FRAMEWORKS;
 use super::metrics::Metrics;
 use super::plan::Resource;
 use super::state::{JobKey, State, Watched};
+use crate::shell::backoff::Doubling;
 use crate::shell::queue::{Outcome, Queue};
 use crate::shell::recorder::Recorder;
 use futures::StreamExt;
@@ -210,7 +211,7 @@ impl Operator {
         let config =
             if labelled { watcher::Config::default().labels(label::JOB_NAME) } else { watcher::Config::default() };
         let mut first = true;
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(Doubling::default()).boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => self.state.begin_list(watched),

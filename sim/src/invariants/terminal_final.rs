@@ -24,6 +24,12 @@ impl Invariant for TerminalFinal {
             } else {
                 continue;
             };
+            let both = was == Some("Succeeded")
+                && JOBS.contains(&change.key.resource.as_str())
+                && Job(after).has_condition("Failed");
+            if both && !Job(before).has_condition("Failed") {
+                return Err(format!("{} had succeeded and has failed", change.key));
+            }
             if let Some(was) = was
                 && is != Some(was)
             {
