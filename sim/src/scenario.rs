@@ -62,7 +62,7 @@ pub struct Faults {
     pub delay: Duration,
     pub lag: Duration,
     /// After how many writes each incarnation of a controller dies, by controller.
-    pub crashes: [Vec<u32>; 2],
+    pub crashes: [Vec<u32>; 3],
 }
 
 /// How a process of a pod ends.

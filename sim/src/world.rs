@@ -85,17 +85,17 @@ async fn unfold(scenario: &Scenario, history: Shared) -> anyhow::Result<()> {
     let machines = Machines::new(scenario.clone(), own("node"), history.clone(), clock.clone());
     parts.spawn(async move { machines.run().await.map_err(anyhow::Error::from) });
     let controllers = Controllers { server: server.clone(), luck: luck.clone(), history: history.clone() };
-    let [operator_crashes, scheduler_crashes] = scenario.faults.crashes.clone();
-    let seed = scenario.seed;
-    let (operator_clock, scheduler_clock) = (clock.clone(), clock.clone());
-    let kept = controllers.clone();
+    let [operator_crashes, scheduler_crashes, cluster_crashes] = scenario.faults.crashes.clone();
+    let (kept, at, seed) = (controllers.clone(), clock.clone(), scenario.seed);
     parts.spawn(async move {
-        let start = |client, number| operator(client, operator_clock.clone(), seed.wrapping_add(number));
-        kept.keep("operator", operator_crashes, start).await
+        kept.keep("operator", operator_crashes, |client, life| operator(client, at.clone(), seed ^ life)).await
     });
-    let kept = controllers.clone();
+    let (kept, at) = (controllers.clone(), clock.clone());
+    parts.spawn(
+        async move { kept.keep("scheduler", scheduler_crashes, |client, _| scheduler(client, at.clone())).await },
+    );
     parts.spawn(async move {
-        kept.keep("scheduler", scheduler_crashes, |client, _| scheduler(client, scheduler_clock.clone())).await
+        controllers.keep("cluster", cluster_crashes, |client, _| cluster(client, clock.clone())).await
     });
 
     let story = users::run(scenario, own("user"), history.clone());
@@ -156,6 +156,7 @@ struct Controllers {
 }
 
 impl Controllers {
+    /// Never ends, unless a controller does so in peace.
     async fn keep<F>(self, name: &str, crashes: Vec<u32>, start: impl Fn(kube::Client, u64) -> F) -> anyhow::Result<()>
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -175,10 +176,15 @@ impl Controllers {
                     self.history.note(format_args!("{} is dead", life.name));
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
-                ended = &mut running => {
-                    ended??;
-                    anyhow::bail!("{name} has ended by itself");
-                }
+                ended = &mut running => match ended? {
+                    Ok(()) => anyhow::bail!("{name} has ended by itself"),
+                    // As whoever runs a controller does.
+                    Err(error) => {
+                        life.kill();
+                        self.history.note(format_args!("{} has ended: {error:#}", life.name));
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                },
             }
         }
         Ok(())
@@ -201,4 +207,10 @@ async fn scheduler(client: kube::Client, clock: Clock) -> anyhow::Result<()> {
     let (ready, _) = oneshot::channel();
     let config = muster_launcher::gang::Config::new(clock);
     Ok(muster_launcher::gang::run(client, config, ready, CancellationToken::new()).await?)
+}
+
+async fn cluster(client: kube::Client, clock: Clock) -> anyhow::Result<()> {
+    let (ready, _) = oneshot::channel();
+    let config = muster_operator::cluster::Config { clock, ..Default::default() };
+    Ok(muster_operator::cluster::run(client, config, ready, CancellationToken::new()).await?)
 }
