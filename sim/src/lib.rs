@@ -9,6 +9,7 @@ pub mod faults;
 pub mod history;
 pub mod invariants;
 pub mod machines;
+#[cfg(feature = "planted")]
 pub mod planted;
 pub mod scenario;
 pub mod users;
