@@ -72,13 +72,13 @@ impl Api {
         let custom = self.described_kinds();
         let kinds: Vec<openapi::Kind<'_>> = catalog.all().map(|served| described(served, &custom)).collect();
         let document = match segments {
-            ["openapi", "v2"] => Some(openapi::v2()),
-            ["openapi", "v3"] => Some(openapi::index(&kinds)),
-            ["openapi", "v3", "api", version] => openapi::document("", version, &kinds),
-            ["openapi", "v3", "apis", group, version] => openapi::document(group, version, &kinds),
+            ["openapi", "v2"] => return response::json(200, &openapi::v2()),
+            ["openapi", "v3"] => return response::json(200, &openapi::index(&kinds)),
+            ["openapi", "v3", "api", version] => openapi::document_bytes("", version, &kinds),
+            ["openapi", "v3", "apis", group, version] => openapi::document_bytes(group, version, &kinds),
             _ => None,
         };
-        document.map_or_else(response::page_not_found, |document| response::json(200, &document))
+        document.map_or_else(response::page_not_found, |json| response::bytes(200, "application/json", json))
     }
 }
 

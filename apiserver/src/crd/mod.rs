@@ -34,8 +34,8 @@ pub struct CustomKind {
     /// Clients are warned of a deprecated version with these words.
     pub deprecation: Option<String>,
     pub schema: Arc<Schema>,
-    /// `openAPIV3Schema` as the definition has it, for the OpenAPI document.
-    pub open_api: Value,
+    /// `openAPIV3Schema` as the definition has it, as text (which takes the least room), for the OpenAPI document.
+    pub open_api: Arc<str>,
     pub status: bool,
     pub scale: Option<Scale>,
     /// Columns after the name.
@@ -191,7 +191,7 @@ fn parse_version(definition: &Value, version: &Value) -> Option<CustomKind> {
         namespaced: definition.pointer("/spec/scope").and_then(Value::as_str) == Some("Namespaced"),
         storage: version["storage"] == true,
         deprecation,
-        open_api: open_api.cloned().unwrap_or_default(),
+        open_api: open_api.map(Value::to_string).unwrap_or_default().into(),
         status: version.pointer("/subresources/status").is_some_and(|status| !status.is_null()),
         scale,
         columns: columns(version),

@@ -1,11 +1,15 @@
 //! OpenAPI v3 documents of what is served, one a group and version: kubectl learns from them that it may ask for strict
-//! field validation and dry runs, and explains fields. They are made when asked for; nothing is kept here.
+//! field validation and dry runs, and explains fields. They are made when asked for, and the last one of each group and
+//! version is kept as bytes.
 
 mod models;
 mod paths;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// One kind in one version, as far as documents are concerned.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +24,8 @@ pub struct Kind<'a> {
     pub verbs: &'a [String],
     /// `status`, `scale`, ...
     pub subresources: &'a [String],
-    /// The schema of a custom kind; built-in kinds have theirs.
-    pub custom: Option<&'a Value>,
+    /// The schema of a custom kind as JSON text; built-in kinds have theirs.
+    pub custom: Option<&'a str>,
 }
 
 /// `api/v1`, `apis/batch/v1`.
@@ -50,11 +54,24 @@ fn hash(group: &str, version: &str, kinds: &[Kind<'_>]) -> u64 {
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     for kind in kinds.iter().filter(|kind| kind.group == group && kind.version == version) {
         (kind.kind, kind.plural, kind.namespaced, kind.verbs, kind.subresources).hash(&mut hasher);
-        if let Some(schema) = kind.custom {
-            schema.to_string().hash(&mut hasher);
-        }
+        kind.custom.hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// The document of a group and version as JSON text, made anew only when what it describes has changed.
+pub fn document_bytes(group: &str, version: &str, kinds: &[Kind<'_>]) -> Option<Bytes> {
+    static LAST: LazyLock<Mutex<HashMap<String, (u64, Bytes)>>> = LazyLock::new(Mutex::default);
+    let (at, hash) = (place(group, version), hash(group, version, kinds));
+    let last = LAST.lock().unwrap_or_else(PoisonError::into_inner).get(&at).cloned();
+    match last {
+        Some((of, bytes)) if of == hash => Some(bytes),
+        _ => {
+            let bytes = Bytes::from(document(group, version, kinds)?.to_string());
+            LAST.lock().unwrap_or_else(PoisonError::into_inner).insert(at, (hash, bytes.clone()));
+            Some(bytes)
+        }
+    }
 }
 
 /// The document of a group and version; `None` where nothing of it is served.
@@ -141,8 +158,8 @@ mod tests {
     fn references_lead_somewhere() {
         let verbs = every_verb();
         let subresources = words(&["status", "scale"]);
-        let schema = json!({"type": "object", "properties": {"spec": {"type": "object"}}});
-        let custom = Kind { custom: Some(&schema), ..kind("g.io", "Run", "RunList", "runs", &verbs, &subresources) };
+        let schema = r#"{"type":"object","properties":{"spec":{"type":"object"}}}"#;
+        let custom = Kind { custom: Some(schema), ..kind("g.io", "Run", "RunList", "runs", &verbs, &subresources) };
         let kinds = [
             kind("", "Pod", "PodList", "pods", &verbs, &subresources),
             kind("apps", "Deployment", "DeploymentList", "deployments", &verbs, &subresources),

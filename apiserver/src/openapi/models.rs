@@ -200,8 +200,8 @@ fn list_model(kind: &Kind<'_>, model: &str) -> Value {
 }
 
 /// A custom kind's schema with the fields that every object has.
-fn custom_model(schema: Option<&Value>) -> Value {
-    let mut model = schema.and_then(Value::as_object).cloned().unwrap_or_default();
+fn custom_model(schema: Option<&str>) -> Value {
+    let mut model: Map<String, Value> = schema.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     model.insert("type".to_owned(), "object".into());
     let mut properties = type_meta();
     properties.insert("metadata".to_owned(), referring(OBJECT_META, "Standard object's metadata."));

@@ -118,14 +118,14 @@ pub(crate) fn default(value: &mut Value, schema: &Node) {
 }
 
 fn default_fields(map: &mut Map<String, Value>, schema: &Node) {
-    for (name, property) in &schema.properties {
+    for (name, property) in schema.properties.iter() {
         let Some(default) = &property.default else { continue };
         match map.get(name) {
             None => {
-                map.insert(name.clone(), default.clone());
+                map.insert(name.to_owned(), default.clone());
             }
             Some(Value::Null) if !property.nullable => {
-                map.insert(name.clone(), default.clone());
+                map.insert(name.to_owned(), default.clone());
             }
             Some(_) => {}
         }
