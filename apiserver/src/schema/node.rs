@@ -249,8 +249,9 @@ fn compile_at(schema: &Value, path: &str, depth: usize, errors: &mut Vec<FieldEr
         node.checks = Some(Box::new(checks));
     }
     node.rules = super::rules::compile(schema, &node, path, errors);
-    node.rules_below =
+    let rules_below =
         node.properties.values().chain(node.additional_schema()).chain(node.items.as_deref()).any(Node::has_rules);
+    node.rules_below = rules_below;
     node
 }
 
