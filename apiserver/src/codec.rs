@@ -20,7 +20,7 @@ pub(crate) fn check_media_type(content_type: &str) -> ApiResult<()> {
         "" | "application/json" | "application/yaml" | "application/x-yaml" => Ok(()),
         _ => Err(ApiError::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml",
+             application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }

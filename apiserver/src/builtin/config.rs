@@ -79,7 +79,7 @@ fn validate_map(map: &Value) -> Vec<FieldError> {
         keys(&mut errors, "binaryData", key);
     }
     if size > LIMIT {
-        errors.push(FieldError::too_long("", LIMIT));
+        errors.push(FieldError::too_long("[]", LIMIT));
     }
     errors
 }

@@ -101,7 +101,7 @@ pub fn v2() -> Value {
 }
 
 /// The media type of `/openapi/v2` in protobuf, the only form in which kubectl asks for it.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// The empty document of version 2 in protobuf: `swagger` is its field 1.
 pub fn v2_protobuf() -> Bytes {
