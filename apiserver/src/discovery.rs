@@ -57,7 +57,8 @@ impl Api {
                 resources(&catalog, group, version)
             }
             ["openapi", "v2"] if req.accept().is_some_and(|accept| accept.contains(OPENAPI_V2)) => {
-                return Ok(response::bytes(200, OPENAPI_V2, EMPTY_OPENAPI_V2));
+                // Go's parser of media types refuses the `@` of what was asked for.
+                return Ok(response::bytes(200, &OPENAPI_V2.replace('@', "."), EMPTY_OPENAPI_V2));
             }
             ["openapi", ..] => return Ok(self.openapi(segments)),
             ["api", ..] => return Err(unknown_path()),

@@ -100,14 +100,6 @@ pub fn v2() -> Value {
     json!({"swagger": "2.0", "info": {"title": "Kubernetes", "version": "v1.34.4"}, "paths": {}, "definitions": {}})
 }
 
-/// The media type of `/openapi/v2` in protobuf, the only form in which kubectl asks for it.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-
-/// The empty document of version 2 in protobuf: `swagger` is its field 1.
-pub fn v2_protobuf() -> Bytes {
-    Bytes::from_static(b"\x0a\x032.0")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
