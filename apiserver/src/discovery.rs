@@ -99,7 +99,7 @@ fn described<'a>(served: &'a Served, custom: &'a [CustomKind]) -> openapi::Kind<
         subresources: &served.subresources,
         custom: match &served.source {
             Source::Builtin(_) => None,
-            Source::Custom(_) => custom.iter().find(same).map(|kind| &kind.open_api),
+            Source::Custom(_) => custom.iter().find(same).map(|kind| &*kind.open_api),
         },
     }
 }

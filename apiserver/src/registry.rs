@@ -97,7 +97,7 @@ impl Served {
 
     pub(crate) fn custom(mut kind: CustomKind) -> Self {
         // Only the OpenAPI document needs the schema as it was written, and it is large.
-        kind.open_api = Value::Null;
+        kind.open_api = "".into();
         let mut subresources = Vec::new();
         if kind.scale.is_some() {
             subresources.push("scale".to_owned());
