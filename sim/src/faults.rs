@@ -134,8 +134,9 @@ impl Faulty {
             self.note(reason, &method, &path);
             return Ok(refusal(code, reason));
         }
-        // A creation that conflicts has a reason of its own, AlreadyExists, which the server gives.
-        let may_conflict = is_write && (method != Method::POST || path.ends_with("/gangbindings"));
+        // A creation or a deletion that conflicts has a reason of its own, which the server gives: the object is there
+        // already, or is another one.
+        let may_conflict = matches!(method, Method::PUT | Method::PATCH) || path.ends_with("/gangbindings");
         if may_conflict && self.luck.strikes(|faults| faults.conflict) {
             self.note("Conflict", &method, &path);
             return Ok(refusal(409, "Conflict"));

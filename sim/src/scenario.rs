@@ -227,12 +227,15 @@ impl JobPlan {
         let delete_at = dice.one_in(6).then(|| submit_at + dice.millis(200, 20_000));
         let namespace = dice.pick(&NAMESPACES);
         let name = format!("job-{index}");
-        let manifest = json!({
+        let mut manifest = json!({
             "apiVersion": "kubeflow.org/v1",
             "kind": kind,
             "metadata": {"name": name, "namespace": namespace},
             "spec": {"runPolicy": policy, field: specs},
         });
+        if kind == "MXJob" {
+            manifest["spec"]["jobMode"] = json!("MXTrain");
+        }
         JobPlan { namespace, name, plural, manifest, submit_at, suspend, delete_at, too_large }
     }
 }

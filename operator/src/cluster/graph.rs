@@ -2,7 +2,7 @@
 
 use super::resources::Resource;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub(super) const FOREGROUND: &str = "foregroundDeletion";
@@ -56,8 +56,8 @@ pub(super) enum OwnerState {
 
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    nodes: HashMap<String, Node>,
-    dependents: HashMap<String, BTreeSet<String>>,
+    nodes: BTreeMap<String, Node>,
+    dependents: BTreeMap<String, BTreeSet<String>>,
     /// The namespaces that are on their way out.
     ending: BTreeSet<String>,
     /// Namespace and name of each quota.
