@@ -25,6 +25,7 @@ test-rust: ## Unit, property, simulation and black-box tests
 
 test-golden: ## Replay the recordings of kube-apiserver and of the training operator
 	python3 tests/golden/check.py --muster target/release/muster
+	python3 tests/golden/replay_scenarios.py --muster target/release/muster
 
 test-sdk: ## Run the official kubeflow-training client against muster
 	.venv/bin/python -m pytest -q tests/sdk
