@@ -152,7 +152,7 @@ fn pytorch_wrongs() -> Vec<Wrong> {
         ("/spec/pytorchReplicaSpecs/Master/template/spec/containers/0/image", json!(""), "image"),
         ("/spec/pytorchReplicaSpecs/Master/template/spec/containers", json!([]), "containers"),
         ("/spec/elasticPolicy", json!({"minReplicas": "x"}), "spec.elasticPolicy.minReplicas"),
-        ("/spec/elasticPolicy", json!({"minReplicas": 1}), "elasticPolicy"),
+        ("/spec/elasticPolicy", json!({"minReplicas": 1}), "spec.pytorchReplicaSpecs[Worker]"),
         ("/spec/elasticPolicy", json!({"rdzvConf": [1]}), "spec.elasticPolicy.rdzvConf[0]"),
         ("/spec/nprocPerNode", json!(2), "spec.nprocPerNode"),
         ("/spec/runPolicy", json!({"managedBy": "somebody"}), "managedBy"),
