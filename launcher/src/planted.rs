@@ -1,5 +1,5 @@
 //! Bugs that the simulation must find. They exist only in builds with the feature `planted`, one at a time, by choice
-//! at run time; elsewhere [`is`] is a constant and nothing is left of them.
+//! at run time; elsewhere `is` is a constant and nothing is left of them.
 
 /// A mistake that could have been made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

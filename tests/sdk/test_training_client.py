@@ -73,7 +73,8 @@ def train(parameters):
 
 
 def test_a_function_is_trained(client):
-    client.create_job(name="function", train_func=train, parameters={"unit": 5}, num_workers=2)
+    client.create_job(name="function", train_func=train, parameters={"unit": 5}, num_workers=2,
+                      num_procs_per_worker=1)
     wait(client, "function", {constants.JOB_CONDITION_SUCCEEDED})
     logs = client.get_job_logs("function", job_kind=KIND)[0]
     assert any("all_reduce of rank 0: 10" in text for text in logs.values()), logs
