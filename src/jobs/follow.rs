@@ -84,6 +84,16 @@ struct Seen {
     said: String,
 }
 
+impl Seen {
+    /// A quick master ends its job while other ranks are still starting: they have something to say, too.
+    fn more_to_come(&self) -> bool {
+        self.pods.values().any(|pod| {
+            let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+            !ended && !pod["spec"]["nodeName"].is_null() && pod["metadata"]["deletionTimestamp"].is_null()
+        })
+    }
+}
+
 impl Follow<'_> {
     /// Until the job has ended and what its pods wrote is shown.
     pub(crate) async fn to_the_end(&self) -> Result<Outcome> {
@@ -102,7 +112,7 @@ impl Follow<'_> {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         loop {
             if let Some(end) = deadline
-                && (seen.listed && logs.is_empty() || Instant::now() >= end)
+                && (seen.listed && logs.is_empty() && !seen.more_to_come() || Instant::now() >= end)
                 && let Some(outcome) = outcome.take()
             {
                 self.lines.clear_status();
