@@ -17,7 +17,7 @@ preconditions:
 build: libtorch ## Build muster and muster-worker into target/release
 	cargo build --release --workspace --locked
 
-test: preconditions build python test-rust test-golden test-sdk ## Set up and run every test
+test: preconditions build python data test-rust test-golden test-sdk ## Set up and run every test
 
 test-rust: ## Unit, property, simulation and black-box tests
 	@scripts/strace.sh

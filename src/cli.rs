@@ -141,6 +141,7 @@ pub(crate) struct Target {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(override_usage = "muster run [OPTIONS] <FILE>\n       muster run [OPTIONS] -- <COMMAND>...")]
 #[command(after_help = "\
 Examples:
   muster run job.yaml
@@ -366,6 +367,10 @@ pub(crate) struct DeleteArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  muster version
+  muster version --client -o json")]
 pub(crate) struct VersionArgs {
     /// Only of this command
     #[arg(long)]

@@ -50,8 +50,8 @@ pub(crate) struct ServerSettings {
     pub(crate) kubeconfig: PathBuf,
     pub(crate) roles: BTreeSet<Role>,
     pub(crate) addressing: Addressing,
-    /// None: only the built-in images.
-    pub(crate) images: Option<PathBuf>,
+    /// The image table. It need not exist yet in its usual place.
+    pub(crate) images: PathBuf,
     pub(crate) simulated_gpus: u32,
     pub(crate) log_level: String,
     pub(crate) log_format: LogFormat,
@@ -103,9 +103,7 @@ impl ServerSettings {
         line("kubeconfig", path(&self.kubeconfig));
         line("roles", format!("[{}]", roles.join(", ")));
         line("addressing", text(&name(self.addressing)));
-        if let Some(images) = &self.images {
-            line("images", path(images));
-        }
+        line("images", path(&self.images));
         line("simulated-gpus", self.simulated_gpus.to_string());
         line("log-level", text(&self.log_level));
         line("log-format", text(&name(self.log_format)));
@@ -159,11 +157,12 @@ fn combine(args: &UpArgs, file: ConfigFile, folders: &Folders) -> Result<ServerS
         (None, Some(text)) => choice("log-format", &text)?,
         (None, None) => LogFormat::Text,
     };
+    let usual = std::path::absolute(folders.config.join("images.toml")).context("--images")?;
     let images = match images.or(file.images) {
         // A table that was asked for must exist; the usual place may be empty.
-        Some(path) if !path.is_file() => bail!("image table {} does not exist", path.display()),
-        Some(path) => Some(std::path::absolute(path).context("--images")?),
-        None => Some(folders.config.join("images.toml")).filter(|path| path.is_file()),
+        Some(path) if path != usual && !path.is_file() => bail!("image table {} does not exist", path.display()),
+        Some(path) => std::path::absolute(path).context("--images")?,
+        None => usual,
     };
     Ok(ServerSettings {
         kubeconfig: std::path::absolute(kubeconfig.or(file.kubeconfig).unwrap_or_else(|| data_dir.join("kubeconfig")))

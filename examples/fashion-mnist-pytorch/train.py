@@ -6,6 +6,7 @@ torchrun and Kubeflow give them. Without them it trains alone.
 
 import argparse
 import gzip
+import hashlib
 import os
 import pathlib
 import struct
@@ -89,8 +90,10 @@ def main():
             speed = samples / (time.monotonic() - started)
             print(f"epoch {epoch + 1}/{options.epochs} {speed:.0f} samples/s", flush=True)
 
+    inner = network.module if world > 1 else network
+    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in inner.parameters())).hexdigest()
+    print(f"rank {rank} of {world}: parameters sha256:{digest}", flush=True)
     if rank == 0:
-        inner = network.module if world > 1 else network
         print(f"accuracy={accuracy(inner, test):.4f}", flush=True)
     if world > 1:
         dist.destroy_process_group()

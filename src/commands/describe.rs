@@ -40,7 +40,9 @@ async fn describe(connection: &Connection, kind: &Kind, object: &Value) -> Resul
     let name = jobs::name(object);
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
     let mut field = |key: &str, value: &str| {
-        let _ = writeln!(out, "{:<14}{value}", format!("{key}:"));
+        // What has no key goes on with the one before.
+        let key = if key.is_empty() { String::new() } else { format!("{key}:") };
+        let _ = writeln!(out, "{key:<14}{value}");
     };
     field("Name", name);
     if !namespace.is_empty() {
@@ -52,7 +54,7 @@ async fn describe(connection: &Connection, kind: &Kind, object: &Value) -> Resul
     for key in ["labels", "annotations"] {
         for (i, (name, value)) in object["metadata"][key].as_object().into_iter().flatten().enumerate() {
             let heading = if key == "labels" { "Labels" } else { "Annotations" };
-            field(if i == 0 { heading } else { "" }.trim_end(), &format!("{name}={}", scalar(value)));
+            field(if i == 0 { heading } else { "" }, &format!("{name}={}", scalar(value)));
         }
     }
     let mut subjects = BTreeSet::from([object["metadata"]["uid"].as_str().unwrap_or_default().to_owned()]);
@@ -65,14 +67,22 @@ async fn describe(connection: &Connection, kind: &Kind, object: &Value) -> Resul
         );
         let table = connection.get(&pods, TABLE).await?;
         section(&mut out, "Pods", &Table::of_server(&table, Columns { wide: false, namespace: false, kind: None }));
-        for pod in jobs::pods(connection, namespace, name).await? {
-            subjects.insert(pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned());
-        }
+        let pods = jobs::pods(connection, namespace, name).await?;
+        subjects.extend(pods.iter().map(|pod| pod["metadata"]["uid"].as_str().unwrap_or_default().to_owned()));
+        section(&mut out, "Waiting", &waiting(&pods));
     } else {
         if kind.plural == "pods" {
             section(&mut out, "Containers", &containers(object));
+            section(&mut out, "Waiting", &waiting(std::slice::from_ref(object)));
         }
         section(&mut out, "Conditions", &conditions(object, now));
+        let mut object = object.clone();
+        if let Some(status) = object["status"].as_object_mut() {
+            // They are above.
+            ["conditions", "containerStatuses", "initContainerStatuses"]
+                .iter()
+                .for_each(|key| drop(status.remove(*key)));
+        }
         for part in ["spec", "data", "status"] {
             if let Some(value) = object.get(part).filter(|v| !v.is_null()) {
                 let value = if kind.plural == "secrets" { &Value::from("(secret)") } else { value };
@@ -143,6 +153,32 @@ fn containers(pod: &Value) -> Table {
                 scalar(&status["image"]),
             ]);
         }
+    }
+    table
+}
+
+/// Why pods have no place yet, or containers do not start: each reason once.
+fn waiting(pods: &[Value]) -> Table {
+    let mut table = Table::new(["REASON", "PODS", "MESSAGE"]);
+    let mut reasons: Vec<(String, String, Vec<&str>)> = Vec::new();
+    for pod in pods {
+        let list = |pointer: &str| pod.pointer(pointer).and_then(Value::as_array).into_iter().flatten();
+        let unplaced = list("/status/conditions").filter(|c| c["type"] == "PodScheduled" && c["status"] == "False");
+        let held = list("/status/initContainerStatuses")
+            .chain(list("/status/containerStatuses"))
+            .filter_map(|status| status.pointer("/state/waiting"));
+        for why in unplaced.chain(held).filter(|why| why["message"].is_string()) {
+            let (reason, message) = (scalar(&why["reason"]), scalar(&why["message"]));
+            match reasons.iter_mut().find(|known| known.0 == reason && known.1 == message) {
+                Some(known) => known.2.push(jobs::name(pod)),
+                None => reasons.push((reason, message, vec![jobs::name(pod)])),
+            }
+        }
+    }
+    for (reason, message, pods) in reasons {
+        let more = pods.len() - 1;
+        let pods = if more == 0 { pods[0].to_owned() } else { format!("{} and {more} more", pods[0]) };
+        table.push([reason, pods, message]);
     }
     table
 }

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &LogsArgs) -> Result<ExitStatus> {
             follow.to_the_end().await?;
             Ok(ExitStatus::Success)
         }
-        Whose::Job(_, name) => all_ranks(&connection, &name, &options).await,
+        Whose::Job(kind, name) => all_ranks(&connection, &kind, &name, &options).await,
     }
 }
 
@@ -86,7 +86,7 @@ async fn raw(connection: &Connection, path: &str) -> Result<ExitStatus> {
     }
 }
 
-async fn all_ranks(connection: &Connection, job: &str, options: &LogOptions) -> Result<ExitStatus> {
+async fn all_ranks(connection: &Connection, kind: &Kind, job: &str, options: &LogOptions) -> Result<ExitStatus> {
     let lines = Lines::new();
     let pods = jobs::pods(connection, &connection.namespace, job).await?;
     let width = pods.iter().map(|pod| jobs::short_name(pod).len()).max().unwrap_or(0);
@@ -100,15 +100,16 @@ async fn all_ranks(connection: &Connection, job: &str, options: &LogOptions) -> 
             Err(error) => problem = Some(error),
         }
     }
+    let more = format!("`muster describe {}/{job}` tells more", kind.singular);
     match problem {
-        Some(problem) if !shown => Err(problem),
+        Some(problem) if !shown => bail!("{problem:#}; {more}"),
         Some(problem) => {
-            eprintln!("error: {problem:#}");
+            eprintln!("error: {problem:#}; {more}");
             Ok(ExitStatus::Failure)
         }
         None => {
             if pods.is_empty() {
-                eprintln!("job {job:?} has no pods now; `muster describe` tells more");
+                eprintln!("job {job:?} has no pods now; {more}");
             }
             Ok(ExitStatus::Success)
         }

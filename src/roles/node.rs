@@ -52,7 +52,7 @@ pub(super) fn prepare(settings: &ServerSettings, folder: &DataFolder) -> Result<
         name: host_name(),
         clock,
         runtime: Arc::new(runtime),
-        images: ImageTable::open(settings.images.clone())?,
+        images: ImageTable::open(Some(settings.images.clone()))?,
         host: Host {
             env: env::all(),
             cwd: std::env::current_dir().context("the current folder is gone")?,

@@ -38,6 +38,11 @@ impl Server {
         Server { dir, flags: flags.iter().map(|f| f.to_string()).collect(), child: None }
     }
 
+    /// Further flags, for the next start.
+    pub(crate) fn flag(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|flag| flag.to_string()));
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -96,6 +96,15 @@ fn server_side_apply_and_scale() {
 }
 
 #[test]
+fn a_pod_of_arguments_alone_runs_them() {
+    // That is how kubectl writes what stands behind `--`; the image `host` has no command of its own.
+    let server = Server::start(&[]);
+    server.kubectl(&["run", "hello", "--image=host", "--restart=Never", "--", "echo", "good day"]).succeeded();
+    server.kubectl(&["wait", "pod/hello", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]).succeeded();
+    assert_eq!(server.kubectl(&["logs", "hello"]).succeeded().stdout, "good day\n");
+}
+
+#[test]
 fn what_is_wrong_in_a_manifest_is_refused_with_its_path() {
     let server = Server::start(&["--roles", "apiserver,controllers,operator"]);
     let manifest = pytorch_job("bad", "Never", 0, "true");

@@ -9,6 +9,7 @@
 )]
 
 mod crash;
+mod examples;
 mod gangs;
 mod harness;
 mod kubectl;
@@ -17,3 +18,4 @@ mod process;
 mod run;
 mod trace;
 mod up;
+mod upstream;

@@ -107,6 +107,53 @@ fn the_other_commands() {
 }
 
 #[test]
+fn what_waits_says_why() {
+    let server = Server::start(&["--simulated-gpus", "1"]);
+    let usual = server.path("images.toml");
+    let waiting = |job: &str| {
+        eventually("a reason", || {
+            let described = server.muster(&["describe", "pytorchjob", job]).succeeded().stdout;
+            let (_, reasons) = described.split_once("\nWaiting:\n")?;
+            Some(reasons.split("\n\n").next().unwrap().to_owned())
+        })
+    };
+    let gpus = pytorch_job("large", "Never", 2, "true")
+        .replace("\"name\":\"pytorch\"", "\"name\":\"pytorch\",\"resources\":{\"limits\":{\"nvidia.com/gpu\":1}}");
+    server.apply(&gpus);
+    let reasons = eventually("one reason for all three", || {
+        Some(waiting("large")).filter(|reasons| reasons.contains("and 2 more"))
+    });
+    assert!(reasons.contains("Insufficient nvidia.com/gpu (asks for 3, 1 free, 2 short"), "{reasons}");
+
+    // The table that is to be written is named, although nobody has made it yet.
+    server.apply(&pytorch_job("unknown", "Never", 0, "true").replace("\"host\"", "\"nowhere/image:1\""));
+    let reasons = waiting("unknown");
+    for part in ["ErrImagePull", usual.to_str().unwrap(), "match = \"nowhere/image\""] {
+        assert!(reasons.contains(part), "{part} is not in {reasons}");
+    }
+    server.muster(&["logs", "unknown"]).failed_with(&["waiting to start", "muster describe pytorchjob/unknown"]);
+    let pod = server.muster(&["describe", "pod", "unknown-master-0"]).succeeded().stdout;
+    assert!(pod.contains("nowhere/image") && !pod.contains("\n:"), "labels have one heading:\n{pod}");
+    server.muster(&["scale", "pod/unknown-master-0", "--replicas", "2"]).failed_with(&["cannot be scaled"]);
+    server.muster(&["scale", "pod/missing", "--replicas", "2"]).failed_with(&["\"missing\" not found"]);
+}
+
+#[test]
+fn every_command_explains_itself_with_examples() {
+    let home = tempfile::tempdir().unwrap();
+    for command in ["up", "run", "apply", "get", "describe", "logs", "scale", "wait", "delete", "version", "completion"]
+    {
+        let mut help = muster(home.path());
+        help.args([command, "--help"]);
+        let help = finish(help, "").succeeded().stdout;
+        assert!(help.contains("Examples:\n  ") && help.contains(&format!("muster {command}")), "{help}");
+    }
+    let mut nothing = muster(home.path());
+    nothing.arg("run");
+    finish(nothing, "").failed_with(&["muster run [OPTIONS] <FILE>", "muster run [OPTIONS] -- <COMMAND>"]);
+}
+
+#[test]
 fn without_a_server_the_error_says_what_to_do() {
     let home = tempfile::tempdir().unwrap();
     let get = || {

@@ -118,12 +118,13 @@ impl Launch<'_> {
     fn argv(&self, ground: &Ground, env: &[(String, String)]) -> Result<Vec<String>, LaunchError> {
         let given = |words: &Option<Vec<String>>| words.clone().filter(|words| !words.is_empty());
         let (command, args) = (given(&self.container.command), given(&self.container.args));
+        // As with images elsewhere, arguments alone are the command where the image has none of its own.
         let mut argv = match &command {
             Some(command) => env::expand_all(command, env),
             None => ground.command.clone(),
         };
         argv.extend(args.map(|args| env::expand_all(&args, env)).unwrap_or_default());
-        if argv.is_empty() || (command.is_none() && ground.command.is_empty()) {
+        if argv.is_empty() {
             let image = self.container.image.as_deref().unwrap_or_default();
             let message = format!(
                 "no command specified: on this machine the image \"{image}\" has none of its own; give the container a \
