@@ -216,10 +216,10 @@ fn upstreams_mxnet_jobs_run_as_they_are() {
     let roles = |servers, workers| json!({"Scheduler": {"succeeded": 1}, "Server": {"succeeded": servers}, "Worker": {"succeeded": workers}});
     let arguments =
         "['--num-epochs', '10', '--num-layers', '2', '--kv-store', 'dist_device_sync', '--gpus', '0']".to_owned();
-    let worker = format!("worker 0 with 1 GPUs met all, arguments {arguments}");
+    let worker = format!("worker 0 met all, arguments {arguments}");
     let expected = said(&[
-        ("mxnet-job-scheduler-0", "scheduler 0 with 0 GPUs met all, arguments []"),
-        ("mxnet-job-server-0", "server 0 with 0 GPUs met all, arguments []"),
+        ("mxnet-job-scheduler-0", "GPUs: server 0: 0 worker 0: 1\nscheduler 0 met all, arguments []"),
+        ("mxnet-job-server-0", "server 0 met all, arguments []"),
         ("mxnet-job-worker-0", &worker),
     ]);
     for file in ["train/mx_job_dist_gpu_v1.yaml", "mxjob_dist_v1.yaml"] {
@@ -227,12 +227,12 @@ fn upstreams_mxnet_jobs_run_as_they_are() {
         assert_eq!(logs, expected, "{file}");
         server.kubectl(&["delete", "mxjob", "mxnet-job", "--wait", "--cascade=foreground"]).succeeded();
     }
-    // 8 GPUs for each of two workers, and shared memory. The first worker's end is the job's, and what then still runs
-    // may be deleted.
+    // 8 GPUs for each of two workers, and shared memory. The scheduler's end is the job's, and what then still runs may
+    // be deleted.
     let file = examples.join("train/byteps_dist_gpu_v1.yaml");
     let logs = runs(&server, &file, "mxjob", "byteps-mxnet-job", "default", roles(2, 2));
-    let first = &logs["byteps-mxnet-job-worker-0"];
-    assert_eq!(first, "worker 0 with 8 GPUs met all, arguments ['--benchmark', '1', '--batch-size=32']");
+    let scheduler = &logs["byteps-mxnet-job-scheduler-0"];
+    assert!(scheduler.starts_with("GPUs: server 0: 0 server 1: 0 worker 0: 8 worker 1: 8\n"), "{scheduler}");
 }
 
 /// What stands for the images would notice: each variable, taken away or changed, is named.

@@ -38,10 +38,11 @@ everyone = [(role, index) for role, size in sizes.items() if role != "scheduler"
 if role == "scheduler":
     with socket.create_server(scheduler) as server:
         calls = [server.accept()[0] for _ in everyone]
-        callers = sorted(tuple(json.loads(call.makefile().readline())) for call in calls)
-        check(callers == sorted(everyone), f"called by {callers}")
+        reports = sorted(json.loads(call.makefile().readline()) for call in calls)
+        check([(role, index) for role, index, _ in reports] == sorted(everyone), f"called by {reports}")
         for call in calls:
             call.sendall(b"done")
+    print("GPUs:", *(f"{role} {index}: {gpus}" for role, index, gpus in reports))
 else:
     while True:
         try:
@@ -49,6 +50,6 @@ else:
             break
         except ConnectionRefusedError:
             time.sleep(0.05)
-    call.sendall(json.dumps([role, index]).encode() + b"\n")
+    call.sendall(json.dumps([role, index, len(devices)]).encode() + b"\n")
     check(call.recv(4) == b"done", "the scheduler ended early")
-print(f"{role} {index} with {len(devices)} GPUs met all, arguments {sys.argv[1:]}")
+print(f"{role} {index} met all, arguments {sys.argv[1:]}")
