@@ -5,26 +5,28 @@
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bug {
     /// A status is computed anew in every pass, and what was terminal is forgotten.
-    ForgottenStatus,
+    ForgottenStatus = 1,
     /// Services are made without an owner, and stay when their job goes.
     OrphanedService,
     /// A pod that is being deleted counts as gone, and its successor has another name.
     HastySuccessor,
 }
 
-#[cfg(feature = "planted")]
-static PLANTED: std::sync::OnceLock<Bug> = std::sync::OnceLock::new();
+/// Whether this build can have them.
+pub const POSSIBLE: bool = cfg!(feature = "planted");
 
-/// Plants a bug for the rest of the process.
 #[cfg(feature = "planted")]
-pub fn plant(bug: Bug) {
-    // The first one stays.
-    let _ = PLANTED.set(bug);
+static PLANTED: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Plants a bug in place of the one before, or none.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.store(bug.map_or(0, |bug| bug as u8), std::sync::atomic::Ordering::Relaxed);
 }
 
 #[cfg(feature = "planted")]
 pub(crate) fn is(bug: Bug) -> bool {
-    PLANTED.get() == Some(&bug)
+    PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as u8
 }
 
 #[cfg(not(feature = "planted"))]

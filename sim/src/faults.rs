@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tower::Service as _;
 
 use crate::history::Shared;
+use crate::invariants::watch_order::{self, WatchOrder};
 use crate::scenario::Faults;
 
 /// The seeded source of bad luck of one world.
@@ -117,7 +118,8 @@ impl Faulty {
 
     async fn request(mut self, request: Request<ClientBody>) -> Result<Response<Body>, BoxError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let is_watch = query.contains("watch=true");
         let is_write = method != Method::GET;
         let is_event = path.ends_with("/events") || path.contains("/events/");
         tokio::time::sleep(self.luck.delay(|faults| faults.delay)).await;
@@ -159,8 +161,9 @@ impl Faulty {
         }
         tokio::time::sleep(self.luck.delay(|faults| faults.delay)).await;
         if is_watch && response.status().is_success() {
-            let luck = self.luck.clone();
-            return Ok(response.map(|body| shaky(body, luck)));
+            let (luck, history) = (self.luck.clone(), self.history.clone());
+            let order = WatchOrder::new(&query);
+            return Ok(response.map(|body| shaky(body, luck, order, path, history)));
         }
         Ok(response)
     }
@@ -206,15 +209,18 @@ fn whole(text: String) -> Response<Body> {
 }
 
 /// A watch's body whose events lag, come twice, or end.
-fn shaky(body: Body, luck: Luck) -> Body {
+fn shaky(body: Body, luck: Luck, order: WatchOrder, path: String, history: Shared) -> Body {
     struct Watch {
         body: Body,
         luck: Luck,
+        order: WatchOrder,
+        path: String,
+        history: Shared,
         /// Whole lines that have come and are not passed on yet.
         lines: VecDeque<Bytes>,
         rest: Vec<u8>,
     }
-    let watch = Watch { body, luck, lines: VecDeque::new(), rest: Vec::new() };
+    let watch = Watch { body, luck, order, path, history, lines: VecDeque::new(), rest: Vec::new() };
     let frames = futures::stream::unfold(watch, |mut watch| async move {
         while watch.lines.is_empty() {
             let frame = watch.body.frame().await?.ok()?;
@@ -222,6 +228,9 @@ fn shaky(body: Body, luck: Luck) -> Body {
             watch.rest.extend_from_slice(&frame.into_data().ok()?);
             while let Some(end) = watch.rest.iter().position(|byte| *byte == b'\n') {
                 let line = Bytes::from(watch.rest.drain(..=end).collect::<Vec<u8>>());
+                if let Err(message) = watch.order.observe(&line) {
+                    watch.history.violate(watch_order::NAME, format!("{}: {message}", watch.path));
+                }
                 if watch.luck.strikes(|faults| faults.duplicate) {
                     watch.lines.push_back(line.clone());
                 }

@@ -64,6 +64,7 @@ impl Shared {
 
     pub fn violate(&self, invariant: &'static str, message: String) {
         self.lock().violation.get_or_insert(Violation { invariant, message });
+        self.broken.notify_one();
     }
 }
 

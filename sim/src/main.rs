@@ -2,13 +2,14 @@
 
 use std::io::Write;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Parser, Subcommand};
-use muster_sim::world::{self, Outcome};
+use muster_sim::{fuzz, invariants, world};
+
+/// How much of a trace is shown with a failure.
+const LAST_LINES: usize = 40;
 
 #[derive(Parser)]
 #[command(name = "muster-sim", about = "Runs simulated worlds of Muster")]
@@ -27,8 +28,7 @@ enum Command {
         /// Worlds that run at a time
         #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
         threads: usize,
-        /// A bug to plant before
-        #[cfg(feature = "planted")]
+        /// A bug to plant before, in builds with the feature `planted`
         #[arg(long)]
         plant: Option<String>,
     },
@@ -36,6 +36,9 @@ enum Command {
     Trace {
         #[arg(long)]
         seed: u64,
+        /// A bug to plant before, in builds with the feature `planted`
+        #[arg(long)]
+        plant: Option<String>,
     },
 }
 
@@ -47,74 +50,63 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        #[cfg(not(feature = "planted"))]
-        Command::Fuzz { seeds, threads } => fuzz(seeds, threads),
-        #[cfg(feature = "planted")]
-        Command::Fuzz { seeds, threads, plant } => {
-            if let Some(bug) = plant
-                && !muster_sim::planted::plant(&bug)
-            {
-                let names: Vec<&str> = muster_sim::planted::names().map(|(name, _)| name).collect();
-                bail!("no bug is called {bug}: there are {}", names.join(", "));
-            }
-            fuzz(seeds, threads)
+        Command::Fuzz { seeds, threads, plant: bug } => {
+            plant(bug.as_deref())?;
+            fuzz(seeds, threads, bug.as_deref())
         }
-        Command::Trace { seed } => {
+        Command::Trace { seed, plant: bug } => {
+            plant(bug.as_deref())?;
             let outcome = world::run(seed);
             std::io::stdout().write_all(outcome.trace.as_bytes()).context("failed to write the trace")?;
-            match outcome.violation {
-                None => Ok(()),
-                Some(violation) => bail!("seed {seed} breaks {violation}"),
+            if let Some(violation) = outcome.violation {
+                eprintln!("seed {seed} breaks {violation}");
+                std::process::exit(1)
             }
+            Ok(())
         }
     }
 }
 
-fn fuzz(seeds: Range<u64>, threads: usize) -> anyhow::Result<()> {
+fn fuzz(seeds: Range<u64>, threads: usize, planted: Option<&str>) -> anyhow::Result<()> {
     let start = Instant::now();
-    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
-    let totals = Mutex::new((0u64, 0u64, Duration::ZERO));
-    let broken: Mutex<Option<(u64, Outcome)>> = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let outcome = world::run(seed);
-                    let mut totals = totals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    totals.0 += 1;
-                    totals.1 += outcome.transactions;
-                    totals.2 += outcome.lasted;
-                    if outcome.violation.is_some() {
-                        stop.store(true, Ordering::Relaxed);
-                        let mut broken = broken.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                        // The lowest seed, whichever thread came first.
-                        if broken.as_ref().is_none_or(|(other, _)| seed < *other) {
-                            *broken = Some((seed, outcome));
-                        }
-                    }
-                }
-            });
-        }
-    });
-    let (worlds, transactions, lasted) = totals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let report = fuzz::run(seeds, threads);
+    let seconds = start.elapsed().as_secs_f64();
     println!(
-        "{worlds} worlds, {transactions} transactions, {:.1} simulated hours in {:.1} s",
-        lasted.as_secs_f64() / 3600.0,
-        start.elapsed().as_secs_f64()
+        "{} worlds, {} transactions, {:.1} simulated hours in {seconds:.1} s ({:.0} worlds/s)",
+        report.worlds,
+        report.transactions,
+        report.lasted.as_secs_f64() / 3600.0,
+        report.worlds as f64 / seconds
     );
-    match broken.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-        None => Ok(()),
-        Some((seed, outcome)) => {
-            let violation = outcome.violation.map(|violation| violation.to_string()).unwrap_or_default();
-            let lines: Vec<&str> = outcome.trace.lines().collect();
-            for line in &lines[lines.len().saturating_sub(40)..] {
-                println!("{line}");
-            }
-            bail!("seed {seed} breaks {violation}\nreproduce: cargo run --release -p muster-sim -- trace --seed {seed}")
-        }
+    println!("invariants: {}", invariants::NAMES.join(", "));
+    let Some((seed, outcome)) = report.broken else { return Ok(()) };
+    let lines: Vec<&str> = outcome.trace.lines().collect();
+    println!("the last of the {} lines of the trace of seed {seed}:", lines.len());
+    for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+        println!("{line}");
     }
+    let violation = outcome.violation.map(|violation| violation.to_string()).unwrap_or_default();
+    let (features, plant) = match planted {
+        None => ("", String::new()),
+        Some(bug) => (" --features muster-sim/planted", format!(" --plant {bug}")),
+    };
+    eprintln!("seed {seed} breaks {violation}");
+    eprintln!("the whole trace: cargo run --release --bin muster-sim{features} -- trace --seed {seed}{plant}");
+    std::process::exit(1)
+}
+
+#[cfg(feature = "planted")]
+fn plant(bug: Option<&str>) -> anyhow::Result<()> {
+    let Some(bug) = bug else { return Ok(()) };
+    if !muster_sim::planted::plant(bug) {
+        let names: Vec<&str> = muster_sim::planted::names().map(|(name, _)| name).collect();
+        anyhow::bail!("no bug is called {bug}: there are {}", names.join(", "));
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "planted"))]
+fn plant(bug: Option<&str>) -> anyhow::Result<()> {
+    anyhow::ensure!(bug.is_none(), "bugs can be planted in builds with the feature `planted` only");
+    Ok(())
 }

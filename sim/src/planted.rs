@@ -23,12 +23,14 @@ pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     BUGS.into_iter().map(|(name, _, invariant)| (name, invariant))
 }
 
-/// Plants a bug for the rest of the process; false where there is none of this name.
+/// Plants one bug and no other; false where there is none of this name.
 pub fn plant(name: &str) -> bool {
     let Some((_, bug, _)) = BUGS.into_iter().find(|(other, ..)| *other == name) else { return false };
-    match bug {
-        Bug::Operator(bug) => muster_operator::planted::plant(bug),
-        Bug::Launcher(bug) => muster_launcher::planted::plant(bug),
-    }
+    let (operator, launcher) = match bug {
+        Bug::Operator(bug) => (Some(bug), None),
+        Bug::Launcher(bug) => (None, Some(bug)),
+    };
+    muster_operator::planted::plant(operator);
+    muster_launcher::planted::plant(launcher);
     true
 }

@@ -3,7 +3,7 @@
 //! turns kind, and everything must come to rest.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use muster_api::clock::Clock;
@@ -75,7 +75,7 @@ async fn unfold(scenario: &Scenario, history: Shared) -> anyhow::Result<()> {
         backend: Backend::Custom(Box::new(history.clone())),
         clock: clock.clone(),
         random: Random::seeded(scenario.seed),
-        crds: definitions(),
+        crds: DEFINITIONS.clone(),
         ..Options::memory()
     };
     let server = ApiServer::open(options).await?;
@@ -129,7 +129,7 @@ async fn unfold(scenario: &Scenario, history: Shared) -> anyhow::Result<()> {
 
 /// The definitions of the job kinds, with pod templates of any form: compiling and checking their long schema for
 /// every world would take most of its time, and is tested elsewhere.
-fn definitions() -> Vec<Value> {
+static DEFINITIONS: LazyLock<Vec<Value>> = LazyLock::new(|| {
     fn shorten(schema: &mut Value) {
         match schema {
             Value::Object(fields) => {
@@ -148,7 +148,7 @@ fn definitions() -> Vec<Value> {
     let mut definitions = muster_api::crds();
     definitions.iter_mut().for_each(shorten);
     definitions
-}
+});
 
 async fn come_to_rest(scenario: &Scenario, history: &Shared) {
     let limit = tokio::time::Instant::now() + CONVERGENCE;
@@ -161,7 +161,7 @@ async fn come_to_rest(scenario: &Scenario, history: &Shared) {
             None if now - *rested_since.get_or_insert(now) >= REST => break,
             None => {}
             Some(what) if now >= limit => {
-                history.violate("convergence", format!("after {} s: {what}", CONVERGENCE.as_secs()));
+                history.violate(invariants::CONVERGENCE, format!("after {} s: {what}", CONVERGENCE.as_secs()));
                 return;
             }
             Some(_) => rested_since = None,

@@ -4,7 +4,8 @@ use super::object::{Key, Object};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// How much history each resource keeps at most: events, and bytes of them.
 const HISTORY_EVENTS: usize = 4096;
@@ -37,7 +38,9 @@ struct Collection {
     history_bytes: usize,
     /// All events above this revision are in `history`.
     floor: u64,
-    changed: watch::Sender<u64>,
+    /// Told after each change. It wakes its waiters in the order in which they came, which `tokio::sync::watch` does
+    /// not: runs of the simulation must be repeatable.
+    changed: Arc<Notify>,
 }
 
 impl Collection {
@@ -47,7 +50,7 @@ impl Collection {
             history: VecDeque::new(),
             history_bytes: 0,
             floor,
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
         }
     }
 
@@ -96,13 +99,14 @@ pub struct Page {
 #[derive(Debug)]
 pub(super) struct View {
     state: RwLock<State>,
-    published: watch::Sender<u64>,
+    /// Told after the revision has grown.
+    published: Notify,
 }
 
 impl View {
     pub(super) fn new(revision: u64, floor: u64) -> Self {
         let state = State { revision, floor, collections: HashMap::new() };
-        View { state: RwLock::new(state), published: watch::Sender::new(revision) }
+        View { state: RwLock::new(state), published: Notify::new() }
     }
 
     fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
@@ -127,11 +131,11 @@ impl View {
         self.read(|state| {
             for resource in touched {
                 if let Some(collection) = state.collections.get(&resource) {
-                    collection.changed.send_replace(revision);
+                    collection.changed.notify_waiters();
                 }
             }
         });
-        self.published.send_replace(revision);
+        self.published.notify_waiters();
     }
 
     /// Forgets history at and below `revision`, as if it had been compacted.
@@ -152,8 +156,9 @@ impl View {
         self.read(|state| state.revision)
     }
 
-    pub(super) fn published(&self) -> watch::Receiver<u64> {
-        self.published.subscribe()
+    /// The next growth of the revision after this call.
+    pub(super) fn published(&self) -> Notified<'_> {
+        self.published.notified()
     }
 
     pub(super) fn get(&self, key: &Key) -> Option<Arc<Object>> {
@@ -213,12 +218,12 @@ impl View {
 
     /// Follows a resource from after `revision`.
     pub(super) fn watch(self: &Arc<Self>, resource: &Arc<str>, revision: u64) -> Watch {
-        let known = self.read(|state| state.collections.get(resource).map(|c| c.changed.subscribe()));
+        let known = self.read(|state| state.collections.get(resource).map(|c| c.changed.clone()));
         let changed = known.unwrap_or_else(|| {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             let floor = state.floor;
             let collection = state.collections.entry(resource.clone()).or_insert_with(|| Collection::new(floor));
-            collection.changed.subscribe()
+            collection.changed.clone()
         });
         Watch { view: self.clone(), resource: resource.clone(), revision, changed }
     }
@@ -230,21 +235,21 @@ pub struct Watch {
     view: Arc<View>,
     resource: Arc<str>,
     revision: u64,
-    changed: watch::Receiver<u64>,
+    changed: Arc<Notify>,
 }
 
 impl Watch {
     /// Events that have not been handed out yet, at least one. Can be dropped and called again without a loss.
     pub async fn next(&mut self) -> Result<Vec<Event>, Expired> {
         loop {
-            self.changed.mark_unchanged();
+            // Made before the look, so that no change between the two is missed.
+            let changed = self.changed.clone();
+            let changed = changed.notified();
             let events = self.pending()?;
             if !events.is_empty() {
                 return Ok(events);
             }
-            if self.changed.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            changed.await;
         }
     }
 

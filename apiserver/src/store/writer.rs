@@ -195,9 +195,10 @@ impl Store {
 
     /// Waits until everything up to `revision` is durable and visible.
     pub async fn durable(&self, revision: u64) -> Result<(), CommitError> {
-        let mut published = self.0.view.published();
         loop {
-            if *published.borrow_and_update() >= revision {
+            // Made before the look, so that no revision between the two is missed.
+            let published = self.0.view.published();
+            if self.revision() >= revision {
                 return Ok(());
             }
             if let Some(why) = self.0.lock().failed.clone() {
@@ -205,9 +206,7 @@ impl Store {
             }
             tokio::select! {
                 biased;
-                changed = published.changed() => if changed.is_err() {
-                    return Err(CommitError::Backend("the store is closed".into()));
-                },
+                () = published => {}
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
         }

@@ -4,20 +4,35 @@
 //! request gets one Binding a pod, in order; when one fails, the pods bound before it are deleted again (their
 //! controller makes new ones), so that no gang runs in part.
 
+use super::problem::GangId;
+use super::snapshot::POD_GROUP_LABEL;
 use super::solve::Start;
 use crate::planted::{self, Bug};
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const GANG_BINDINGS: &str = "/apis/muster.dev/v1alpha1/gangbindings";
+
+/// How long it waits before it asks again what has become of a binding.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How a commit ended.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Bound,
+    /// It was refused, or its answer did not come, and it may have been carried out all the same. These are the pods
+    /// of the start as they are now, by name.
+    Uncertain(BTreeMap<String, Pod>),
+}
+
+/// Why a request to bind was not answered with success.
+enum NotBound {
     /// The cluster is no longer what the decision was made on: decide again.
     Conflict(String),
     /// The request did not get through, or was refused for another reason.
@@ -36,15 +51,45 @@ impl Binder {
     }
 
     pub(crate) async fn bind(&self, start: &Start) -> Outcome {
+        match self.try_to_bind(start).await {
+            Ok(()) => return Outcome::Bound,
+            Err(NotBound::Conflict(message)) => {
+                tracing::debug!(gang = %start.gang, message, "the cluster changed meanwhile: deciding again");
+            }
+            Err(NotBound::Failed(error)) => tracing::warn!(gang = %start.gang, %error, "failed to bind"),
+        }
+        loop {
+            match self.current(start).await {
+                Ok(pods) => return Outcome::Uncertain(pods),
+                Err(error) => tracing::debug!(gang = %start.gang, %error, "failed to read the pods"),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// The pods of a start as they are now, by name.
+    async fn current(&self, start: &Start) -> Result<BTreeMap<String, Pod>, kube::Error> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), start.gang.namespace());
+        let found = match &start.gang {
+            GangId::Pod { name, .. } => api.get_opt(name).await?.into_iter().collect(),
+            GangId::Group { name, .. } => {
+                let members = ListParams::default().labels(&format!("{POD_GROUP_LABEL}={name}"));
+                api.list(&members).await?.items
+            }
+        };
+        Ok(found.into_iter().map(|pod| (pod.name_any(), pod)).collect())
+    }
+
+    async fn try_to_bind(&self, start: &Start) -> Result<(), NotBound> {
         if !self.one_by_one.load(Ordering::Relaxed) {
             match self.bind_together(start).await {
-                Ok(_) => return Outcome::Bound,
-                Err(kube::Error::Api(status)) if status.code == 409 => return Outcome::Conflict(status.message),
+                Ok(_) => return Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => return Err(NotBound::Conflict(status.message)),
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 405 => {
                     tracing::info!("the API server has no gang bindings: pods are bound one by one");
                     self.one_by_one.store(true, Ordering::Relaxed);
                 }
-                Err(error) => return Outcome::Failed(error),
+                Err(error) => return Err(NotBound::Failed(error)),
             }
         }
         self.bind_one_by_one(start).await
@@ -64,7 +109,7 @@ impl Binder {
         self.client.request(request).await
     }
 
-    async fn bind_one_by_one(&self, start: &Start) -> Outcome {
+    async fn bind_one_by_one(&self, start: &Start) -> Result<(), NotBound> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), start.gang.namespace());
         for (bound, placement) in start.placements.iter().enumerate() {
             let binding = Binding {
@@ -94,13 +139,13 @@ impl Binder {
                     tracing::warn!(pod = earlier.pod, %error, "failed to undo a part of a gang's binding");
                 }
             }
-            return match error {
+            return Err(match error {
                 kube::Error::Api(status) if status.code == 409 || status.code == 404 => {
-                    Outcome::Conflict(status.message)
+                    NotBound::Conflict(status.message)
                 }
-                error => Outcome::Failed(error),
-            };
+                error => NotBound::Failed(error),
+            });
         }
-        Outcome::Bound
+        Ok(())
     }
 }

@@ -26,8 +26,8 @@ const PER_SECOND: u32 = 20;
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) pods: Vec<ObjectReference>,
-    /// Of these the condition is to be set, too: it says something else.
-    pub(crate) conditions: BTreeSet<String>,
+    /// Of these the condition is to be set, too: it says something else. By name, with the version that was seen.
+    pub(crate) conditions: BTreeMap<String, u64>,
     /// PodGroup and job.
     pub(crate) others: Vec<ObjectReference>,
     pub(crate) message: String,
@@ -101,7 +101,7 @@ fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
 fn report(gang: &GangId, reason: &Reason, snapshot: &Snapshot) -> Report {
     let message = reason.to_string();
     let mut report =
-        Report { pods: Vec::new(), conditions: BTreeSet::new(), others: Vec::new(), message: message.clone() };
+        Report { pods: Vec::new(), conditions: BTreeMap::new(), others: Vec::new(), message: message.clone() };
     if let GangId::Group { namespace, name } = gang
         && let Some(group) = snapshot.group(gang)
     {
@@ -116,7 +116,7 @@ fn report(gang: &GangId, reason: &Reason, snapshot: &Snapshot) -> Report {
     }
     for ((namespace, name), pod) in snapshot.waiting_pods(gang) {
         if pod.told.as_ref() != Some(&message) {
-            report.conditions.insert(name.clone());
+            report.conditions.insert(name.clone(), pod.version);
         }
         report.pods.push(pod_reference(namespace, name, &pod.uid));
         if let Some(owner) = &pod.owner
@@ -147,9 +147,7 @@ pub(crate) async fn write(recorder: &Recorder, report: Report) {
     }
     for pod in &pods {
         let name = pod.name.as_deref().unwrap_or_default();
-        if !conditions.contains(name) {
-            continue;
-        }
+        let Some(version) = conditions.get(name) else { continue };
         let api: Api<Pod> = Api::namespaced(recorder.client.clone(), pod.namespace.as_deref().unwrap_or_default());
         let now = Time(seconds(recorder.clock.now()));
         let condition = json!({
@@ -160,8 +158,12 @@ pub(crate) async fn write(recorder: &Recorder, report: Report) {
             "lastProbeTime": null,
             "lastTransitionTime": now,
         });
-        // Nobody else writes the status of a pod that is not bound yet.
-        let patch = json!({"metadata": {"uid": pod.uid}, "status": {"phase": "Pending", "conditions": [condition]}});
+        // Only while the pod is as it was seen: by the time that this is written it may have been bound, and run.
+        let mut metadata = json!({"uid": pod.uid});
+        if *version > 0 {
+            metadata["resourceVersion"] = version.to_string().into();
+        }
+        let patch = json!({"metadata": metadata, "status": {"conditions": [condition]}});
         if let Err(error) = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             tracing::debug!(pod = name, %error, "failed to tell why a pod waits");
         }

@@ -164,17 +164,14 @@ impl State {
 
     /// True where the start is bound.
     fn committed(&mut self, outcome: Outcome, start: &Start) -> bool {
-        match outcome {
-            Outcome::Bound => return true,
-            Outcome::Conflict(message) => {
-                tracing::debug!(gang = %start.gang, message, "the cluster changed meanwhile: deciding again");
-            }
-            Outcome::Failed(error) => tracing::warn!(gang = %start.gang, %error, "failed to bind"),
+        let Outcome::Uncertain(pods) = outcome else { return true };
+        // Only now, with the pods as they are, may others have their place.
+        let bound = self.snapshot.settle(start, &pods);
+        if !bound {
+            self.held.insert(start.gang.clone(), tokio::time::Instant::now() + HOLD);
         }
-        self.snapshot.unassume(start);
-        self.held.insert(start.gang.clone(), tokio::time::Instant::now() + HOLD);
         self.dirty = true;
-        false
+        bound
     }
 
     fn wake_in(&self, now: Timestamp) -> Option<Duration> {

@@ -26,6 +26,9 @@ pub(crate) type Key = (String, String);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PodEntry {
     pub(crate) uid: String,
+    /// The resource version in which it was seen. Versions are counters on every server that we know; on one where
+    /// they are not, all are 0.
+    pub(crate) version: u64,
     pub(crate) owner: Option<core::ObjectReference>,
     /// The message of its condition PodScheduled=False, if it has one.
     pub(crate) told: Option<String>,
@@ -80,6 +83,10 @@ impl Snapshot {
         if let Some(before) = before
             && before.uid == entry.uid
         {
+            if before.version > entry.version {
+                // The watch lags behind what was read of the pod.
+                return false;
+            }
             if entry.node.is_none() && before.assumed {
                 entry.node = before.node.clone();
                 entry.assumed = true;
@@ -91,6 +98,7 @@ impl Snapshot {
         let relevant = before.is_none_or(|before| {
             let unremarkable = |e: &PodEntry| PodEntry {
                 told: None,
+                version: 0,
                 assumed: false,
                 node: e.node.as_ref().map(|(node, _)| (node.clone(), Timestamp::UNIX_EPOCH)),
                 ..e.clone()
@@ -171,8 +179,11 @@ impl Snapshot {
         }
     }
 
-    /// Takes an assumption back that did not come true.
-    pub(crate) fn unassume(&mut self, start: &Start) {
+    /// Takes in what has become of a start whose binding failed or was not answered: its pods as they are now, by name.
+    /// True where it is bound as it should be. Until then its pods count as bound: the binding may have been carried
+    /// out, and what it took must not be given to others.
+    pub(crate) fn settle(&mut self, start: &Start, current: &BTreeMap<String, core::Pod>) -> bool {
+        let mut bound = true;
         for placement in &start.placements {
             let key = (start.gang.namespace().to_owned(), placement.pod.clone());
             if let Some(pod) = self.pods.get_mut(&key)
@@ -182,7 +193,22 @@ impl Snapshot {
                 pod.node = None;
                 pod.assumed = false;
             }
+            let same = |pod: &&core::Pod| pod.metadata.uid.as_deref() == Some(&placement.uid);
+            match current.get(&placement.pod).filter(same) {
+                Some(pod) => {
+                    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+                    bound &= node == Some(&placement.node);
+                    self.apply_pod(pod);
+                }
+                None => {
+                    bound = false;
+                    if self.pods.get(&key).is_some_and(|pod| pod.uid == placement.uid) {
+                        self.remove_pod(&key);
+                    }
+                }
+            }
         }
+        bound
     }
 
     pub(crate) fn group(&self, id: &GangId) -> Option<&GroupEntry> {
@@ -276,6 +302,7 @@ impl PodEntry {
             .map_or(made, |time| time.0);
         PodEntry {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
+            version: pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0),
             owner: owner_of(pod),
             told: scheduled.filter(|c| c.status == "False").and_then(|c| c.message.clone()),
             gang: gang_of(pod),

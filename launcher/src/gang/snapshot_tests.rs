@@ -1,4 +1,6 @@
-use super::super::solve::{Placement, solve};
+use super::super::reason::Reason;
+use super::super::report::Teller;
+use super::super::solve::{Placement, Waiting, solve};
 use super::*;
 use serde_json::json;
 
@@ -80,8 +82,8 @@ fn pods_of_other_schedulers_gated_deleting_or_done_are_left_alone() {
     assert_eq!(problem.nodes[0].pods.len(), 1);
 }
 
-#[test]
-fn an_assumed_binding_counts_until_it_fails() {
+/// A snapshot of one pod, and its start.
+fn start() -> (Snapshot, Start) {
     let mut snapshot = Snapshot::default();
     snapshot.apply_node(&machine());
     snapshot.apply_pod(&pod("p", json!({})));
@@ -89,6 +91,16 @@ fn an_assumed_binding_counts_until_it_fails() {
         gang: GangId::Pod { namespace: "ns".to_owned(), name: "p".to_owned() },
         placements: vec![Placement { pod: "p".to_owned(), uid: "uid-p".to_owned(), node: "n".to_owned() }],
     };
+    (snapshot, start)
+}
+
+fn current(pods: impl IntoIterator<Item = core::Pod>) -> BTreeMap<String, core::Pod> {
+    pods.into_iter().map(|pod| (pod.metadata.name.clone().unwrap_or_default(), pod)).collect()
+}
+
+#[test]
+fn an_assumed_binding_counts_until_it_fails() {
+    let (mut snapshot, start) = start();
     snapshot.assume(&start, Timestamp::UNIX_EPOCH);
     // A late event from before the binding changes nothing.
     assert!(!snapshot.apply_pod(&pod("p", json!({}))));
@@ -96,8 +108,41 @@ fn an_assumed_binding_counts_until_it_fails() {
     assert_eq!(problem(&snapshot).nodes[0].pods.len(), 1);
     // The watch confirms it: nothing new to decide.
     assert!(!snapshot.clone().apply_pod(&pod("p", json!({"spec": {"nodeName": "n"}}))));
-    snapshot.unassume(&start);
+    assert!(!snapshot.settle(&start, &current([pod("p", json!({}))])));
     assert_eq!(problem(&snapshot).gangs.len(), 1);
+}
+
+#[test]
+fn a_binding_whose_answer_was_lost_keeps_its_place_though_the_watch_lags() {
+    let (mut snapshot, start) = start();
+    snapshot.assume(&start, Timestamp::UNIX_EPOCH);
+    let bound = pod("p", json!({"metadata": {"resourceVersion": "10"}, "spec": {"nodeName": "n"}}));
+    assert!(snapshot.settle(&start, &current([bound])));
+    snapshot.apply_pod(&pod("p", json!({"metadata": {"resourceVersion": "9"}})));
+    assert_eq!(problem(&snapshot).nodes[0].pods.len(), 1);
+    assert!(problem(&snapshot).gangs.is_empty());
+}
+
+#[test]
+fn a_pod_that_went_while_it_was_bound_holds_nothing() {
+    let (mut snapshot, start) = start();
+    snapshot.assume(&start, Timestamp::UNIX_EPOCH);
+    assert!(!snapshot.settle(&start, &current([pod("p", json!({"metadata": {"uid": "another"}}))])));
+    assert!(problem(&snapshot).nodes[0].pods.is_empty());
+    assert!(problem(&snapshot).gangs.is_empty());
+}
+
+#[test]
+fn a_report_tells_of_the_pod_as_it_was_seen() {
+    // Written late, it must not undo what has happened since: the binding, or the end of the pod.
+    let mut snapshot = Snapshot::default();
+    snapshot.apply_pod(&pod("p", json!({"metadata": {"resourceVersion": "7"}})));
+    let gang = GangId::Pod { namespace: "ns".to_owned(), name: "p".to_owned() };
+    let waiting = [Waiting { gang, reason: Reason::NoNodes }];
+    let mut teller = Teller::default();
+    teller.due(Timestamp::UNIX_EPOCH, &waiting, &snapshot);
+    let (reports, _) = teller.due(Timestamp::UNIX_EPOCH + SignedDuration::from_secs(9), &waiting, &snapshot);
+    assert_eq!(reports[0].conditions, BTreeMap::from([("p".to_owned(), 7)]));
 }
 
 #[test]

@@ -79,8 +79,21 @@ impl Objects {
         Ok(self.api.replace_status(name, &PostParams::default(), object).await?)
     }
 
-    /// Deletes the object with this uid, its dependents in the background.
+    /// Deletes the object with this uid, its dependents in the background. Where another object has the name by now,
+    /// the answer is that there is none.
     pub async fn delete(&self, name: &str, uid: &str) -> Result<Deleted, RequestError> {
+        match self.delete_once(name, uid).await {
+            // Either another object has the name, or the server saw so many writers that it gave up.
+            Err(RequestError::Conflict(message)) => match self.get(name).await {
+                Ok(object) if object.metadata.uid.as_deref() == Some(uid) => Err(RequestError::Conflict(message)),
+                Ok(_) => Err(RequestError::NotFound(message)),
+                Err(error) => Err(error),
+            },
+            outcome => outcome,
+        }
+    }
+
+    async fn delete_once(&self, name: &str, uid: &str) -> Result<Deleted, RequestError> {
         let params = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),

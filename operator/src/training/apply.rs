@@ -176,7 +176,14 @@ impl<'a> Applier<'a> {
     async fn delete(&self, delete: Delete) -> Result<(), Failure> {
         let Delete { resource, name, uid } = delete;
         let key = (self.key.namespace.clone(), name.clone());
-        match self.objects(&resource.resource()).delete(&name, &uid).await {
+        let outcome = self.objects(&resource.resource()).delete(&name, &uid).await;
+        // Told once, when it has come true: passes before have failed, and passes after see no group.
+        if matches!(resource, Resource::PodGroup | Resource::VolcanoPodGroup)
+            && matches!(outcome, Ok(_) | Err(RequestError::NotFound(_)))
+        {
+            self.record(Severity::Normal, &Reason::JobTerminated, "Job has been terminated. Deleting PodGroup");
+        }
+        match outcome {
             Ok(outcome) => {
                 self.state.deleted(resource, &key, &uid, &outcome);
                 let (reason, what) = match resource {
@@ -194,11 +201,11 @@ impl<'a> Applier<'a> {
                 self.record(Severity::Normal, &reason, &format!("Deleted {what}: {name}"));
                 Ok(())
             }
-            // Gone, or another by now: either way not the one that should go.
-            Err(RequestError::NotFound(_) | RequestError::Conflict(_)) => {
+            Err(RequestError::NotFound(_)) => {
                 self.state.deleted(resource, &key, &uid, &Deleted::Gone);
                 Ok(())
             }
+            Err(RequestError::Conflict(_)) => Err(Failure),
             Err(error) => {
                 let reason = match resource {
                     Resource::Pod => Reason::FailedDeletePod,
@@ -222,7 +229,8 @@ impl<'a> Applier<'a> {
                 self.record(Severity::Normal, &reason, &format!("Deleted job: {}", self.key.name));
                 Ok(())
             }
-            Err(RequestError::NotFound(_) | RequestError::Conflict(_)) => {
+            Err(RequestError::Conflict(_)) => Err(Failure),
+            Err(RequestError::NotFound(_)) => {
                 self.state.deleted_job(self.key, &self.subject.uid, Deleted::Gone);
                 Ok(())
             }

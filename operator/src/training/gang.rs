@@ -2,7 +2,7 @@
 
 use super::decide::{Pass, Policy, owner_reference};
 use super::framework::Replica;
-use super::plan::{Create, Reason, Resource, Severity, Update};
+use super::plan::{Create, Resource, Update};
 use super::pod::insert;
 use muster_api::clock::rfc3339;
 use muster_api::names::{annotation, label};
@@ -187,7 +187,5 @@ pub(super) fn admit(pass: &mut Pass<'_>) -> bool {
 pub(super) fn release(pass: &mut Pass<'_>) {
     let Some(gang) = Gang::of(pass.policy) else { return };
     let Some(group) = pass.observed.pod_group.as_ref().filter(|group| !group.deleting) else { return };
-    let message = "Job has been terminated. Deleting PodGroup";
-    pass.plan.event(Severity::Normal, Reason::JobTerminated, message);
     pass.delete(gang.resource(), &pass.observed.job.name, &group.uid);
 }

@@ -4,6 +4,8 @@
 use crate::cluster::{Cluster, Job, NODES, Pod, controller, is_deleting};
 use crate::scenario::Scenario;
 
+pub const NAME: &str = "convergence";
+
 /// The first thing that is not yet as it will stay.
 pub fn unsettled(cluster: &Cluster, scenario: &Scenario) -> Option<String> {
     for (key, object) in cluster.all() {

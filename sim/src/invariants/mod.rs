@@ -7,19 +7,25 @@
 //! | a terminal status is final | `terminal_final` |
 //! | every owned object has an owner, at rest a live one | `owned_objects` |
 //! | one pod per (job, role, index) | `one_pod_per_rank` |
+//! | a binding is final | `binding_final` |
+//! | at rest a job's status says what is there | `status_true` |
+//! | no watch goes back in time | `watch_order` |
 //! | healed, everything converges | `convergence` |
 
+mod binding_final;
 mod convergence;
 mod gang_whole;
 mod gpu_exclusive;
 mod one_pod_per_rank;
 mod owned_objects;
+mod status_true;
 mod terminal_final;
+pub mod watch_order;
 
 use crate::cluster::{Change, Cluster};
 use crate::scenario::Scenario;
 
-pub use convergence::unsettled;
+pub use convergence::{NAME as CONVERGENCE, unsettled};
 
 /// One rule, with what it must remember.
 pub trait Invariant {
@@ -56,9 +62,20 @@ pub fn all(_scenario: &Scenario) -> Vec<Box<dyn Invariant + Send>> {
         Box::new(terminal_final::TerminalFinal),
         Box::new(owned_objects::OwnedObjects::default()),
         Box::new(one_pod_per_rank::OnePodPerRank),
+        Box::new(binding_final::BindingFinal),
+        Box::new(status_true::StatusTrue),
     ]
 }
 
 /// The names of all invariants.
-pub const NAMES: [&str; 6] =
-    ["gang-whole", "gpu-exclusive", "terminal-final", "owned-objects", "one-pod-per-rank", "convergence"];
+pub const NAMES: [&str; 9] = [
+    "gang-whole",
+    "gpu-exclusive",
+    "terminal-final",
+    "owned-objects",
+    "one-pod-per-rank",
+    "binding-final",
+    "status-true",
+    watch_order::NAME,
+    CONVERGENCE,
+];
