@@ -6,7 +6,7 @@ SHELL := bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
 export MUSTER_TEST_CACHE ?= $(CACHE)/test
 
-.PHONY: help build test test-rust test-golden test-sdk demo bench lint doc libtorch python data preconditions
+.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench lint doc libtorch python data preconditions
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -17,11 +17,17 @@ preconditions:
 build: libtorch ## Build muster and muster-worker into target/release
 	cargo build --release --workspace --locked
 
-test: preconditions build python data test-rust test-golden test-sdk ## Set up and run every test
+test: preconditions build python data test-rust test-sim test-golden test-sdk ## Set up and run every test
 
 test-rust: ## Unit, property, simulation and black-box tests
 	@scripts/strace.sh
 	cargo test --release --workspace --locked
+
+test-sim: ## Run 2,000 simulated worlds, and find each planted bug
+	@# First: its build leaves a muster-sim with planted bugs, which the build after it replaces.
+	cargo test --release --workspace --locked --features muster-sim/planted --test planted -- --nocapture
+	cargo build --release --workspace --locked
+	target/release/muster-sim fuzz --seeds 0..2000
 
 test-golden: ## Replay the recordings of kube-apiserver and of the training operator
 	python3 tests/golden/check.py --muster target/release/muster

@@ -84,7 +84,9 @@ impl Binder {
         if !self.one_by_one.load(Ordering::Relaxed) {
             match self.bind_together(start).await {
                 Ok(_) => return Ok(()),
-                Err(kube::Error::Api(status)) if status.code == 409 => return Err(NotBound::Conflict(status.message)),
+                Err(kube::Error::Api(status)) if status.code == 409 || is_of_a_pod(&status) => {
+                    return Err(NotBound::Conflict(status.message));
+                }
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 405 => {
                     tracing::info!("the API server has no gang bindings: pods are bound one by one");
                     self.one_by_one.store(true, Ordering::Relaxed);
@@ -147,5 +149,58 @@ impl Binder {
             });
         }
         Ok(())
+    }
+}
+
+/// Whether it is a pod that was not found, and not the request.
+fn is_of_a_pod(status: &kube::core::Status) -> bool {
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.kind == "pods")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::solve::Placement;
+    use super::*;
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use std::convert::Infallible;
+    use std::sync::{Arc, Mutex};
+
+    /// A server without pods, whose answer to gang bindings has these details, and the requests that it gets.
+    fn server(details: Value) -> (kube::Client, Arc<Mutex<Vec<String>>>) {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = requests.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let path = request.uri().path().to_owned();
+            seen.lock().expect("the requests").push(format!("{} {path}", request.method()));
+            let details = if path == GANG_BINDINGS { details.clone() } else { json!({"kind": "pods", "name": "p"}) };
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "not found",
+                "reason": "NotFound", "code": 404, "details": details});
+            let answer = Response::builder().status(404).body(Full::new(Bytes::from(status.to_string())));
+            std::future::ready(Ok::<_, Infallible>(answer.expect("an answer")))
+        });
+        (kube::Client::new(service, "ns"), requests)
+    }
+
+    async fn requests(details: Value) -> Vec<String> {
+        let (client, requests) = server(details);
+        let start = Start {
+            gang: GangId::Pod { namespace: "ns".to_owned(), name: "p".to_owned() },
+            placements: vec![Placement { pod: "p".to_owned(), uid: "1".to_owned(), node: "n".to_owned() }],
+        };
+        let outcome = Binder::new(client).bind(&start).await;
+        assert!(matches!(outcome, Outcome::Uncertain(pods) if pods.is_empty()));
+        let requests = requests.lock().expect("the requests");
+        requests.clone()
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_gone_is_not_a_server_without_gang_bindings() {
+        let gang = format!("POST {GANG_BINDINGS}");
+        let read = "GET /api/v1/namespaces/ns/pods/p".to_owned();
+        assert_eq!(requests(json!({"kind": "pods", "name": "p"})).await, [gang.clone(), read.clone()]);
+        let one = "POST /api/v1/namespaces/ns/pods/p/binding".to_owned();
+        assert_eq!(requests(json!({})).await, [gang, one, read]);
     }
 }
