@@ -6,7 +6,7 @@
 pub enum Bug {
     /// The pods of a gang are bound one after the other, and what was bound stays when one fails.
     TornGang = 1,
-    /// A binding on its way does not count in the next decision.
+    /// A binding on its way, or whose answer was lost, does not count in the next decision.
     ForgottenBinding,
 }
 
