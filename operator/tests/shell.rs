@@ -17,10 +17,14 @@ struct Running {
 }
 
 async fn start(api: &FakeApi) -> Running {
+    start_with(api, Config::default()).await
+}
+
+async fn start_with(api: &FakeApi, config: Config) -> Running {
     let (ready, is_ready) = oneshot::channel();
     let stop = CancellationToken::new();
     let metrics = Metrics::default();
-    let config = Config { metrics: metrics.clone(), ..Config::default() };
+    let config = Config { metrics: metrics.clone(), ..config };
     let (client, token) = (api.client(), stop.clone());
     let task = tokio::spawn(async move { run(client, config, ready, token).await.expect("the operator runs") });
     is_ready.await.expect("the operator is ready");
@@ -161,6 +165,26 @@ async fn a_conflict_drops_the_plan_and_nothing_is_deleted_for_it() {
     .await;
     assert_eq!(api.requests("DELETE", "pods"), 1);
     operator.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_conflicts_is_tried_again_and_its_reason_told_once() {
+    let api = FakeApi::default();
+    let config = Config { gang_scheduler: Some("muster".to_owned()), ..Config::default() };
+    let operator = start_with(&api, config).await;
+    api.create("pytorchjobs", job("demo", 1, "Never", json!({"cleanPodPolicy": "All"})));
+    eventually("the pod is made", || api.count("pods") == 1 && api.count("podgroups") == 1).await;
+    // Of the pod, its service and the pod group, and each of them again.
+    api.refuse_deletions(6);
+    api.patch("pods", "ns", "demo-worker-0", &status("Succeeded", Some(0)));
+    let left = || api.count("pods") + api.count("services") + api.count("podgroups");
+    eventually("all of them go", || left() == 0).await;
+    let told = || api.event_reasons().iter().filter(|reason| *reason == "JobTerminated").count();
+    eventually("the reason is told", || told() == 1).await;
+    operator.end().await;
+    assert_eq!(told(), 1);
+    let counts = |event: &Value| event["reason"] == "JobTerminated" && event["count"] == 1;
+    assert!(api.names("events").iter().any(|name| api.get("events", "ns", name).is_some_and(|event| counts(&event))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

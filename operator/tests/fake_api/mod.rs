@@ -25,6 +25,7 @@ struct Store {
     requests: BTreeMap<(String, String), usize>,
     lag: Duration,
     refused_status_updates: usize,
+    refused_deletions: usize,
 }
 
 #[derive(Clone)]
@@ -173,6 +174,11 @@ impl FakeApi {
         self.lock().refused_status_updates = count;
     }
 
+    /// The next deletions conflict, though it is the right object: others write to it all the time.
+    pub fn refuse_deletions(&self, count: usize) {
+        self.lock().refused_deletions = count;
+    }
+
     // ---- the API
 
     async fn answer(&self, request: Request<kube::client::Body>) -> Answer {
@@ -262,6 +268,10 @@ impl FakeApi {
                 Ok((StatusCode::OK, store.commit("MODIFIED", &key, object)))
             }
             Method::DELETE => {
+                if store.refused_deletions > 0 {
+                    store.refused_deletions -= 1;
+                    return conflict("the object has been modified");
+                }
                 let uid = &body["preconditions"]["uid"];
                 if !uid.is_null() && *uid != object["metadata"]["uid"] {
                     return conflict("the uid is another");
