@@ -20,8 +20,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // A supervisor outlives the server and holds one pod's processes: it must stay small, so it never gets a runtime.
-    if let Some(dir) = commands::supervise::requested() {
-        return commands::supervise::run(&dir);
+    if let Some(hidden) = commands::supervise::requested() {
+        return commands::supervise::run(&hidden);
     }
     let cli = cli::Cli::parse();
     match commands::dispatch(cli) {

@@ -14,6 +14,7 @@ mod gangs;
 mod harness;
 mod kubectl;
 mod malformed;
+mod pods;
 mod process;
 mod run;
 mod trace;

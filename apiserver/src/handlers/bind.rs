@@ -81,9 +81,9 @@ impl Api {
     /// `POST pods/NAME/binding`, and `POST bindings`.
     pub(super) async fn bind(self: &Arc<Self>, req: &mut Req, name: Option<&str>) -> ApiResult<Response> {
         let options = WriteOptions::parse("CreateOptions", &req.query, &req.headers, false)?;
+        let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         codec::check_media_type(&content_type)?;
-        let body = req.body().await?;
         let tree = strict::parse(&body, &content_type).map_err(|error| error.unrecognized("Binding", &body))?;
         let body = tree.into_value();
         let given = codec::name_of(&body).to_owned();
@@ -128,9 +128,9 @@ impl Api {
             return Err(ApiError::method_not_allowed());
         }
         let options = WriteOptions::parse("CreateOptions", &req.query, &req.headers, false)?;
+        let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         codec::check_media_type(&content_type)?;
-        let body = req.body().await?;
         let tree = strict::parse(&body, &content_type).map_err(|error| error.unrecognized("GangBinding", &body))?;
         let body = tree.into_value();
         let mut bindings = Vec::new();

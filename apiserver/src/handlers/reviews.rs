@@ -150,9 +150,10 @@ impl Api {
     pub(super) async fn request_token(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
         const SHORTEST: i64 = 600;
         WriteOptions::parse("CreateOptions", &req.query, &req.headers, false)?;
+        // Read first: a body in protobuf, as kubectl sends it, becomes JSON by that.
+        let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         codec::check_media_type(&content_type)?;
-        let body = req.body().await?;
         let tree = strict::parse(&body, &content_type).map_err(|error| error.unrecognized("TokenRequest", &body))?;
         let mut request = tree.into_value();
         if !request.is_object() {

@@ -89,6 +89,8 @@ impl Api {
         let (patch, given) = if verb == "patch" {
             (Some(Patch::read(&content_type, &body, true)?), Value::Null)
         } else {
+            // As it is now that the body is read: one in protobuf has become JSON.
+            let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
             codec::check_media_type(&content_type)?;
             let tree = crate::schema::strict::parse(&body, &content_type);
             let tree = tree.map_err(|error| error.unrecognized("Scale", &body))?;

@@ -32,6 +32,7 @@ impl Api {
             ("eviction", "create") => self.evict(req, served).await,
             ("token", "create") => self.request_token(req, served).await,
             ("log", "get") => self.pod_log(req, served).await,
+            (what @ ("exec" | "attach" | "portforward"), "create" | "get") => Err(not_served(what)),
             _ => Err(ApiError::method_not_allowed()),
         }
     }
@@ -45,4 +46,14 @@ impl Api {
         let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
         Ok(response::json(201, &status))
     }
+}
+
+/// What takes a stream to a container is absent; the message says what to do instead.
+fn not_served(what: &str) -> ApiError {
+    let instead = match what {
+        "portforward" => "pods have the network of this machine, so connect to 127.0.0.1 and the pod's port itself",
+        "attach" => "`kubectl logs -f` shows what the container writes",
+        _ => "a container is a process of this machine: find it with `ps`, enter it with `nsenter --all --target PID`",
+    };
+    ApiError::new(405, "MethodNotAllowed", format!("this server has no pods/{what}; {instead}"))
 }

@@ -94,11 +94,26 @@ pub struct Container {
     pub last: Option<Ended>,
     /// How often in a row it ended soon after its start.
     pub crashes: u32,
+    /// Of no account while it does not run.
+    pub probed: Probed,
+}
+
+/// What a container's probes and its hook after the start say of it so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    pub started: bool,
+    pub ready: bool,
 }
 
 impl Container {
     pub fn new() -> Self {
-        Container { attempt: 0, state: State::Waiting, last: None, crashes: 0 }
+        Container {
+            attempt: 0,
+            state: State::Waiting,
+            last: None,
+            crashes: 0,
+            probed: Probed { started: true, ready: true },
+        }
     }
 
     fn live(&self) -> bool {
@@ -290,7 +305,7 @@ pub fn decide(now: Timestamp, facts: &Facts, observed: &Observed) -> Plan {
             run(now, &init.name, container, policy, &mut plan);
         }
         let passed = match &container.state {
-            State::Running { .. } => init.sidecar,
+            State::Running { .. } => init.sidecar && (container.probed.started || plan.initialised),
             State::Ended(ended) => init.sidecar && plan.initialised || !init.sidecar && ended.exit_code == 0,
             _ => init.sidecar && plan.initialised,
         };
@@ -360,7 +375,7 @@ fn initialised(facts: &Facts, observed: &Observed) -> bool {
     });
     begun
         || facts.init.iter().all(|init| match &observed.containers[&init.name].state {
-            State::Running { .. } => init.sidecar,
+            State::Running { .. } => init.sidecar && observed.containers[&init.name].probed.started,
             State::Ended(ended) => !init.sidecar && ended.exit_code == 0,
             _ => false,
         })

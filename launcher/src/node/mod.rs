@@ -4,9 +4,12 @@
 //! `PodRuntime` carry it out; `process` is the runtime of real processes, each under a `supervisor`. `status`, `env`,
 //! `volumes` and `images` say what a pod's specification means here; `http` and `logs` serve what it wrote.
 //!
-//! Pods have the machine's network and no cgroup of their own; probes and lifecycle hooks are not carried out, which
-//! an event on the pod says.
+//! `probe` (pure) knows when a container is to be asked how it is, and `action` asks it.
+//!
+//! Pods have the machine's network and no cgroup of their own. What a pod asks for and cannot have, such as another
+//! user or a gRPC probe, an event on the pod says.
 
+mod action;
 mod agent;
 mod config;
 mod env;
@@ -17,6 +20,7 @@ pub mod lifecycle;
 mod logs;
 mod object;
 mod peers;
+mod probe;
 mod process;
 mod runtime;
 mod sources;
@@ -31,6 +35,6 @@ pub use http::{NodeHandle, NodeService};
 pub use images::{Host, Image, ImageError, ImageTable, TableError};
 pub use process::{ProcessConfig, ProcessRuntime};
 pub use runtime::{
-    ContainerId, ContainerStart, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
+    ContainerId, ContainerStart, Executed, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
     StartError, Started, Volume, VolumeFile,
 };

@@ -11,11 +11,12 @@
 #![allow(clippy::disallowed_methods, reason = "this is the door to processes; its waits are on a thread for blocking")]
 
 use super::runtime::{
-    ContainerId, ContainerStart, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
+    ContainerId, ContainerStart, Executed, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
     StartError, Started, Volume, VolumeFile,
 };
 use super::supervisor::{
-    self, ExitRecord, LOCK_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, start_time_of, write_atomically,
+    self, ExitRecord, LOCK_FILE, POD_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, start_time_of,
+    write_atomically,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -33,8 +34,8 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::Semaphore;
 
 #[derive(Clone, Debug)]
@@ -79,7 +80,7 @@ impl ProcessRuntime {
         let dir = self.pod_dir(&record.uid);
         make_dir(&dir).map_err(context(&dir))?;
         let text = serde_json::to_vec(record).map_err(|e| context(&dir)(e.into()))?;
-        write_atomically(&dir.join("pod.json"), &text).map_err(context(&dir))?;
+        write_atomically(&dir.join(POD_FILE), &text).map_err(context(&dir))?;
         let mut places = BTreeMap::new();
         for (name, volume) in volumes {
             let own = dir.join("volumes").join(safe(name));
@@ -158,7 +159,7 @@ impl ProcessRuntime {
         let pods = self.config.dir.join("pods");
         let mut recovered = Vec::new();
         for dir in entries(&pods).map_err(context(&pods))? {
-            let record = fs::read(dir.join("pod.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            let record = fs::read(dir.join(POD_FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok());
             let Some(record): Option<PodRecord> = record else {
                 // Left before anything was started in it.
                 tracing::warn!(dir = %dir.display(), "removing a pod folder without a record");
@@ -233,6 +234,8 @@ impl ProcessRuntime {
     }
 }
 
+/// As much as the kubelet keeps of what a probe's command writes.
+const MAX_OUTPUT: usize = 10 * 1024;
 /// What Kubernetes gives containers of which it lost track.
 const LOST_EXIT_CODE: i32 = 137;
 
@@ -300,6 +303,11 @@ impl PodRuntime for ProcessRuntime {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, 0, 0) };
     }
 
+    fn exec(&self, id: &ContainerId, argv: Vec<String>) -> BoxFuture<'static, Result<Executed, String>> {
+        let (dir, program) = (self.container_dir(id), self.config.muster_exe.clone());
+        async move { execute(&program, &dir, &argv).await.map_err(|error| error.to_string()) }.boxed()
+    }
+
     fn recover(&self) -> BoxFuture<'_, Result<Vec<RecoveredPod>, RuntimeError>> {
         let runtime = self.clone();
         blocking(move || runtime.recover_blocking()).boxed()
@@ -348,6 +356,30 @@ impl PodRuntime for ProcessRuntime {
     fn log_dir(&self, id: &ContainerId) -> PathBuf {
         self.container_dir(id)
     }
+}
+
+async fn execute(program: &Path, dir: &Path, argv: &[String]) -> io::Result<Executed> {
+    let mut command = tokio::process::Command::new(program);
+    command.arg("enter").arg(dir).env_clear().current_dir("/").kill_on_drop(true);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&serde_json::to_vec(argv)?).await?;
+    }
+    let mut output = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        let mut chunk = [0; 4096];
+        loop {
+            let count = stdout.read(&mut chunk).await?;
+            if count == 0 {
+                break;
+            }
+            // What is too much is read all the same: the command must not wait for a reader.
+            output.extend_from_slice(&chunk[..count.min(MAX_OUTPUT.saturating_sub(output.len()))]);
+        }
+    }
+    let status = child.wait().await?;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    Ok(Executed { exit_code: status.code().unwrap_or(LOST_EXIT_CODE), output })
 }
 
 /// A descriptor of the supervisor, if it still is the process that the record names.

@@ -115,6 +115,14 @@ pub enum Signal {
     Kill,
 }
 
+/// How a further command in a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    pub exit_code: i32,
+    /// The beginning of what it wrote.
+    pub output: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Recovered {
     Running(Started),
@@ -150,6 +158,9 @@ pub trait PodRuntime: Send + Sync + 'static {
     fn wait(&self, id: ContainerId) -> BoxFuture<'static, Exit>;
 
     fn signal(&self, id: &ContainerId, signal: Signal);
+
+    /// Runs a further command in a container to its end, or says why it cannot. Dropped, it ends the command.
+    fn exec(&self, id: &ContainerId, argv: Vec<String>) -> BoxFuture<'static, Result<Executed, String>>;
 
     /// What earlier nodes left here.
     fn recover(&self) -> BoxFuture<'_, Result<Vec<RecoveredPod>, RuntimeError>>;

@@ -88,7 +88,10 @@ fn conditions(
     let unready: Vec<&str> = facts
         .containers
         .iter()
-        .filter(|name| !matches!(observed.containers[*name].state, State::Running { .. }))
+        .filter(|name| {
+            let container = &observed.containers[*name];
+            !matches!(container.state, State::Running { .. }) || !container.probed.ready
+        })
         .map(String::as_str)
         .collect();
     let uninitialised: Vec<&str> = facts
@@ -210,8 +213,8 @@ fn container_status(
         image: image.to_owned(),
         image_id: if was_started { image.to_owned() } else { String::new() },
         container_id: was_started.then(|| id.to_string()),
-        ready: running && !init || done,
-        started: Some(running),
+        ready: running && container.probed.ready && !init || done,
+        started: Some(running && container.probed.started),
         restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(last.unwrap_or_default()),

@@ -204,22 +204,22 @@ fn run(spec: &Spec, ends: &Ends) -> i32 {
         let message = format!("chdir to the working directory {}: {}", spec.cwd.display(), errno.desc());
         return fail(ends, Stage::Exec, &message);
     }
-    let message = execute(spec);
+    let message = execute(&spec.argv, &spec.env);
     fail(ends, Stage::Exec, &message)
 }
 
 /// Comes back only with what went wrong.
-fn execute(spec: &Spec) -> String {
-    let Some(name) = spec.argv.first() else { return "no command given".to_owned() };
+pub(super) fn execute(argv: &[String], env: &[(String, String)]) -> String {
+    let Some(name) = argv.first() else { return "no command given".to_owned() };
     let c_strings = |items: &mut dyn Iterator<Item = String>| -> Option<Vec<CString>> {
         items.map(|item| CString::new(item).ok()).collect()
     };
-    let argv = c_strings(&mut spec.argv.iter().cloned());
-    let env = c_strings(&mut spec.env.iter().map(|(name, value)| format!("{name}={value}")));
+    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+    let argv = c_strings(&mut argv.iter().cloned());
+    let env = c_strings(&mut env.iter().map(|(name, value)| format!("{name}={value}")));
     let (Some(argv), Some(env)) = (argv, env) else {
         return format!("exec: {name:?}: an argument or variable holds a NUL byte");
     };
-    let path = spec.env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
     let candidates: Vec<String> = if name.contains('/') {
         vec![name.clone()]
     } else {

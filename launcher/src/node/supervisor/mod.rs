@@ -20,18 +20,20 @@
 //! kills all of it. It ends itself, and the container, when DIR is removed. If it is killed itself, the kernel
 //! kills the container's process (and with a PID namespace everything under it).
 //!
-//! The records are not synced to the disk: they outlive every process, and what a power cut takes, it takes from
-//! the container as well (the boot id in `run.json` tells).
+//! How a container ended is synced to the disk, with what names its pod: a power cut does not take it. The record of
+//! one that runs is not: what a power cut takes, it takes from the container as well (the boot id in `run.json` tells).
 
+mod enter;
 mod init;
 mod logfile;
 mod mounts;
 mod process;
 mod record;
 
+pub use enter::enter;
 pub use process::main;
 pub use record::Mount;
 pub(crate) use record::{
-    ExitRecord, LOCK_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, read_exit, read_run, start_time_of,
-    write_atomically, write_exit,
+    ExitRecord, LOCK_FILE, POD_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, read_exit, read_run,
+    start_time_of, write_atomically, write_exit,
 };

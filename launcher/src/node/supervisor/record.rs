@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,9 @@ pub(crate) const LOCK_FILE: &str = "lock";
 pub(crate) const LOG_FILE: &str = "0.log";
 const RUN_FILE: &str = "run.json";
 const EXIT_FILE: &str = "exit.json";
+/// The record of a pod, so many folders above those of its containers' starts.
+pub(crate) const POD_FILE: &str = "pod.json";
+const POD_DEPTH: usize = 3;
 /// A record is a few hundred bytes; anything much larger is not one.
 const MAX_RECORD: u64 = 64 * 1024;
 
@@ -87,8 +90,21 @@ pub(super) fn write_run(dir: &Path, record: &RunRecord) -> io::Result<()> {
     write_atomically(&dir.join(RUN_FILE), &serde_json::to_vec(record)?)
 }
 
+/// On disk when this returns, and so is what leads to it: the pod's record and the folders between.
 pub(crate) fn write_exit(dir: &Path, record: &ExitRecord) -> io::Result<()> {
-    write_atomically(&dir.join(EXIT_FILE), &serde_json::to_vec(record)?)
+    let path = dir.join(EXIT_FILE);
+    write_atomically(&path, &serde_json::to_vec(record)?)?;
+    File::open(&path)?.sync_all()?;
+    // DIR/pods/UID/containers/NAME/ATTEMPT
+    for (depth, folder) in dir.ancestors().take(5).enumerate() {
+        if depth == POD_DEPTH
+            && let Ok(record) = File::open(folder.join(POD_FILE))
+        {
+            record.sync_all()?;
+        }
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {

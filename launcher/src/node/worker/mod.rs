@@ -1,29 +1,34 @@
 //! One pod's worker: a task that observes (API server, runtime, clock), lets `lifecycle` decide, and carries the
 //! decision out. One status write is on its way at a time; what happens meanwhile goes into the next.
 
+mod found;
+mod ground;
+mod probes;
+mod report;
+
+pub(super) use report::{force, logs_of_finished};
+
 use super::config::Config;
-use super::http::{LogState, LogStates, PodLogs};
+use super::http::{LogStates, PodLogs};
 use super::launch::{Launch, LaunchError};
 use super::lifecycle::{
-    Cause, Container, Ended, Facts, InitContainer, Observed, Obstacle, Phase, Plan, RestartPolicy, State, Step, Stop,
-    crashes_after, decide, restart_at,
+    Cause, Ended, Facts, Observed, Obstacle, Phase, Plan, State, Step, Stop, crashes_after, decide, restart_at,
 };
-use super::runtime::{ContainerId, Exit, PodRecord, Recovered, RecoveredPod, Signal, Started};
-use super::sources::{Wanted, fetch, token};
+use super::peers::Peers;
+use super::runtime::{ContainerId, Exit, PodRecord, RecoveredPod, Signal, Started};
 use super::status::{Address, render};
 use super::supervisor::RECORD_VERSION;
-use super::volumes::{self, TOKEN_SECONDS, Tokens, VolumeError};
-use super::{env, peers::Peers};
-use crate::devices::{Allocation, GPU_RESOURCE};
+use crate::devices::Allocation;
 use crate::events::{EventType, Recorder};
-use crate::quantity::amount;
+use found::{container_spec, containers, ended, facts, gpu_counts, unsupported};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use ground::prepare;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::{Value, json};
+use probes::{Answer, Probing};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,6 +74,7 @@ enum Done {
     Ended { container: String, attempt: u32, exit: Exit },
     Written { status: Value, result: Result<(), kube::Error> },
     Deleted(Result<(), kube::Error>),
+    Answered { container: String, attempt: u32, answer: Answer },
     PeerReady,
     DevicesFreed,
     Other,
@@ -92,6 +98,7 @@ struct Worker {
     waits_for_devices: bool,
     ground: Ground,
     tries: BTreeMap<String, u32>,
+    probing: BTreeMap<String, Probing>,
     work: FuturesUnordered<BoxFuture<'static, Done>>,
     logs: watch::Sender<LogStates>,
     written: Option<Value>,
@@ -120,7 +127,9 @@ pub(super) async fn run(
             continue;
         }
         worker.tell_logs(&plan);
+        let probe_at = worker.probe(now);
         let Some(wake) = worker.advance(now, &plan) else { break };
+        let wake = wake.into_iter().chain(probe_at).min();
         let sleep = wake.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         tokio::select! {
             biased;
@@ -160,6 +169,7 @@ impl Worker {
             waits_for_devices: false,
             ground: Ground::Missing { tries: 0, retry_at: now },
             tries: BTreeMap::new(),
+            probing: BTreeMap::new(),
             work: FuturesUnordered::new(),
             logs,
             written: None,
@@ -180,6 +190,7 @@ impl Worker {
             .map(|(name, c)| (name.clone(), c.attempt))
             .collect();
         for (name, attempt) in running {
+            self.begin_probing(&name, attempt, true);
             self.await_end(name, attempt);
         }
         if self.facts.init.iter().any(|init| init.by_node) {
@@ -270,7 +281,8 @@ impl Worker {
                     changed = true;
                 }
                 Step::Terminate { container } => {
-                    self.signal(container, Signal::Terminate);
+                    let until = self.observed.stop.map_or(now, |stop| stop.kill_at);
+                    self.terminate(container, until.duration_since(now));
                     changed |= self.observed.stop.as_mut().is_some_and(|s| !std::mem::replace(&mut s.asked, true));
                 }
                 Step::Kill { container } => {
@@ -441,6 +453,7 @@ impl Worker {
                     self.retry_at = Some(later(now, RETRY));
                 }
             },
+            Done::Answered { container, attempt, answer } => self.answered(now, &container, attempt, answer),
             Done::PeerReady => self.observed.peer_has_address = true,
             Done::DevicesFreed => self.waits_for_devices = false,
             Done::Other => {}
@@ -454,6 +467,7 @@ impl Worker {
                 known.state = State::Running { pid: started.pid, started_at: started.started_at };
                 self.tries.remove(&container);
                 self.await_end(container.clone(), attempt);
+                self.begin_probing(&container, attempt, false);
                 match self.observed.stop {
                     Some(stop) if stop.killed => self.signal(&container, Signal::Kill),
                     Some(stop) if stop.asked => self.signal(&container, Signal::Terminate),
@@ -563,120 +577,6 @@ impl Worker {
         }
         Some(wake)
     }
-
-    fn pods(&self) -> Api<core::Pod> {
-        Api::namespaced(self.shared.client.clone(), &self.key.0)
-    }
-
-    fn write(&mut self, status: Value) {
-        self.writing = true;
-        let (pods, name) = (self.pods(), self.key.1.clone());
-        // The uid makes sure that it is this pod's and not that of a later one of its name.
-        let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": status}));
-        self.work.push(
-            async move {
-                let result = pods.patch_status(&name, &PatchParams::default(), &patch).await.map(drop);
-                Done::Written { status, result }
-            }
-            .boxed(),
-        );
-    }
-
-    fn delete(&mut self) {
-        let (pods, name) = (self.pods(), self.key.1.clone());
-        let params = force(&self.uid);
-        self.work.push(async move { Done::Deleted(pods.delete(&name, &params).await.map(drop)) }.boxed());
-    }
-
-    fn event(&mut self, kind: EventType, reason: &'static str, message: String) {
-        self.publish(None, kind, reason, message);
-    }
-
-    fn container_event(&mut self, container: &str, kind: EventType, reason: &'static str, message: String) {
-        let init = self.facts.init.iter().any(|init| init.name == container);
-        let list = if init { "initContainers" } else { "containers" };
-        self.publish(Some(format!("spec.{list}{{{container}}}")), kind, reason, message);
-    }
-
-    fn publish(&mut self, field: Option<String>, kind: EventType, reason: &'static str, message: String) {
-        let shared = self.shared.clone();
-        let pod = core::ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(self.key.0.clone()),
-            name: Some(self.key.1.clone()),
-            uid: Some(self.uid.clone()),
-            field_path: field,
-            ..core::ObjectReference::default()
-        };
-        self.work.push(
-            async move {
-                shared.recorder.publish(&pod, kind, reason, &message).await;
-                Done::Other
-            }
-            .boxed(),
-        );
-    }
-
-    /// Lets readers of logs know how far the containers are.
-    fn tell_logs(&self, plan: &Plan) {
-        let stopping = self.observed.stop.is_some() || plan.finished;
-        let states: LogStates = self
-            .observed
-            .containers
-            .iter()
-            .map(|(name, container)| {
-                let attempt = container.attempt;
-                let state = match &container.state {
-                    State::Running { .. } => LogState::Running { attempt },
-                    State::Ended(_) if !stopping && restart_at(self.facts.restart_policy, container).is_some() => {
-                        LogState::Waiting { reason: "CrashLoopBackOff".to_owned(), attempt: attempt + 1 }
-                    }
-                    State::Ended(_) => LogState::Ended { attempt },
-                    State::Held(obstacle) => LogState::Waiting { reason: obstacle.reason.to_owned(), attempt },
-                    State::Waiting | State::Starting => {
-                        let init = self.facts.init.iter().any(|init| init.name == *name);
-                        let reason = if plan.initialised || init { "ContainerCreating" } else { "PodInitializing" };
-                        LogState::Waiting { reason: reason.to_owned(), attempt }
-                    }
-                };
-                (name.clone(), state)
-            })
-            .collect();
-        self.logs.send_if_modified(|known| {
-            let changed = *known != states;
-            *known = states;
-            changed
-        });
-    }
-}
-
-/// What readers of logs must know of a pod that an earlier node finished.
-pub(super) fn logs_of_finished(pod: &core::Pod) -> PodLogs {
-    let status = pod.status.clone().unwrap_or_default();
-    let all =
-        { status.init_container_statuses.into_iter().flatten() }.chain(status.container_statuses.into_iter().flatten());
-    let states = all
-        .map(|container| {
-            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
-            let waiting = container.state.and_then(|state| state.waiting);
-            let state = match waiting {
-                Some(waiting) => LogState::Waiting { reason: waiting.reason.unwrap_or_default(), attempt },
-                None => LogState::Ended { attempt },
-            };
-            (container.name, state)
-        })
-        .collect();
-    PodLogs { uid: pod.metadata.uid.clone().unwrap_or_default(), states: watch::channel(states).1 }
-}
-
-/// Ends an object at once, if it still is the one that is meant.
-pub(super) fn force(uid: &str) -> DeleteParams {
-    DeleteParams {
-        grace_period_seconds: Some(0),
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() }),
-        ..DeleteParams::default()
-    }
 }
 
 fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
@@ -685,182 +585,4 @@ fn later(time: Timestamp, by: SignedDuration) -> Timestamp {
 
 fn doubled(first: SignedDuration, times: u32, most: SignedDuration) -> SignedDuration {
     (first * 2i32.saturating_pow(times.min(10))).min(most)
-}
-
-fn ended(exit: &Exit) -> Ended {
-    let (reason, message) = match exit {
-        Exit { lost: true, .. } => (
-            "ContainerStatusUnknown",
-            Some("The container could not be located: its supervisor is gone without a record".to_owned()),
-        ),
-        Exit { exit_code: 0, .. } => ("Completed", None),
-        _ => ("Error", None),
-    };
-    Ended {
-        exit_code: exit.exit_code,
-        signal: exit.signal,
-        reason: reason.to_owned(),
-        message,
-        started_at: exit.started_at,
-        finished_at: exit.finished_at,
-    }
-}
-
-fn facts(pod: &core::Pod, now: Timestamp) -> Facts {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let is_job = pod.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(super::peers::JOB_NAME_LABEL));
-    Facts {
-        restart_policy: match spec.restart_policy.as_deref() {
-            Some("Never") => RestartPolicy::Never,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            _ => RestartPolicy::Always,
-        },
-        init: spec
-            .init_containers
-            .iter()
-            .flatten()
-            .map(|c| InitContainer {
-                name: c.name.clone(),
-                sidecar: c.restart_policy.as_deref() == Some("Always"),
-                by_node: c.name == "init-pytorch" && is_job,
-            })
-            .collect(),
-        containers: spec.containers.iter().map(|c| c.name.clone()).collect(),
-        active_deadline: spec.active_deadline_seconds.map(SignedDuration::from_secs),
-        started_at: pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(now, |time| time.0),
-    }
-}
-
-/// The containers as earlier nodes left them: on disk, else in the status.
-fn containers(
-    pod: &core::Pod,
-    facts: &Facts,
-    recovered: Option<&RecoveredPod>,
-    now: Timestamp,
-) -> BTreeMap<String, Container> {
-    let status = pod.status.clone().unwrap_or_default();
-    let statuses: Vec<core::ContainerStatus> = { status.init_container_statuses.into_iter().flatten() }
-        .chain(status.container_statuses.into_iter().flatten())
-        .collect();
-    let names = facts.init.iter().map(|init| &init.name).chain(&facts.containers);
-    names
-        .map(|name| {
-            let starts = recovered.iter().flat_map(|r| &r.containers).filter(|(id, _)| id.container == *name);
-            let mut container = Container::new();
-            for (id, found) in starts {
-                if let State::Ended(before) = &container.state {
-                    container.last = Some(before.clone());
-                }
-                container.attempt = id.attempt;
-                container.crashes = id.attempt;
-                container.state = match found {
-                    Recovered::Running(started) => State::Running { pid: started.pid, started_at: started.started_at },
-                    Recovered::Exited(exit) => {
-                        container.crashes = id.attempt + 1;
-                        State::Ended(ended(exit))
-                    }
-                };
-            }
-            if container.state == State::Waiting
-                && let Some(known) = statuses.iter().find(|s| s.name == *name)
-            {
-                from_status(known, &mut container, now);
-            }
-            (name.clone(), container)
-        })
-        .collect()
-}
-
-/// A container of which this machine has no record: what the status says of it, and that it does not run.
-fn from_status(known: &core::ContainerStatus, container: &mut Container, now: Timestamp) {
-    let state = known.state.clone().unwrap_or_default();
-    container.attempt = u32::try_from(known.restart_count).unwrap_or(0);
-    container.crashes = container.attempt;
-    if let Some(terminated) = state.terminated {
-        container.crashes += 1;
-        container.state = State::Ended(Ended {
-            exit_code: terminated.exit_code,
-            signal: terminated.signal,
-            reason: terminated.reason.unwrap_or_default(),
-            message: terminated.message,
-            started_at: terminated.started_at.map(|time| time.0),
-            finished_at: terminated.finished_at.map_or(now, |time| time.0),
-        });
-    } else if let Some(running) = state.running {
-        container.crashes += 1;
-        container.state = State::Ended(ended(&Exit {
-            exit_code: 137,
-            signal: None,
-            started_at: running.started_at.map(|time| time.0),
-            finished_at: now,
-            lost: true,
-        }));
-    }
-}
-
-fn container_spec<'a>(pod: &'a core::Pod, name: &str) -> Option<&'a core::Container> {
-    let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
-}
-
-fn gpu_counts(pod: &core::Pod) -> BTreeMap<String, usize> {
-    let spec = pod.spec.iter().flat_map(|spec| &spec.containers);
-    spec.filter_map(|container| {
-        let limits = container.resources.as_ref()?.limits.as_ref()?;
-        let count = usize::try_from(amount(GPU_RESOURCE, &limits.get(GPU_RESOURCE)?.0)?).ok()?;
-        (count > 0).then(|| (container.name.clone(), count))
-    })
-    .collect()
-}
-
-/// Fields that the pod sets and that have no effect here.
-fn unsupported(pod: &core::Pod) -> Vec<&'static str> {
-    let mut found = std::collections::BTreeSet::new();
-    for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-        let lifecycle = container.lifecycle.as_ref();
-        for (name, set) in [
-            ("livenessProbe", container.liveness_probe.is_some()),
-            ("readinessProbe", container.readiness_probe.is_some()),
-            ("startupProbe", container.startup_probe.is_some()),
-            ("lifecycle.preStop", lifecycle.is_some_and(|l| l.pre_stop.is_some())),
-            ("lifecycle.postStart", lifecycle.is_some_and(|l| l.post_start.is_some())),
-        ] {
-            if set {
-                found.insert(name);
-            }
-        }
-    }
-    found.into_iter().collect()
-}
-
-/// The places of the pod's volumes, and when its tokens have to be renewed; or an event's message and reason.
-async fn prepare(
-    shared: &Shared,
-    pod: &core::Pod,
-    record: PodRecord,
-) -> Result<(BTreeMap<String, PathBuf>, Option<Timestamp>), (String, &'static str)> {
-    let mount = |error: String| (error, "FailedMount");
-    let list = pod.spec.as_ref().and_then(|s| s.volumes.clone()).unwrap_or_default();
-    let root_ca = shared.config.root_ca.as_deref();
-    let fetched = fetch(&shared.client, &record.namespace, Wanted::by_volumes(&list), root_ca)
-        .await
-        .map_err(|error| mount(error.to_string()))?;
-    let mut tokens = Tokens::new();
-    let mut renew_at: Option<Timestamp> = None;
-    for volume in &list {
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            let Some(source) = &source.service_account_token else { continue };
-            let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS);
-            let token = token(&shared.client, pod, source.audience.clone(), seconds).await.map_err(|error| {
-                mount(VolumeError::Missing { volume: volume.name.clone(), what: error.to_string() }.to_string())
-            })?;
-            tokens.insert((volume.name.clone(), source.path.clone()), token);
-            let renew = later(shared.config.clock.now(), SignedDuration::from_secs(seconds / 5 * 4));
-            renew_at = Some(renew_at.map_or(renew, |at| at.min(renew)));
-        }
-    }
-    let scope = env::Scope { pod, address: &shared.address, fetched: &fetched, allocatable: &shared.allocatable };
-    let volumes = volumes::resolve(&list, &scope, &tokens).map_err(|error| mount(error.to_string()))?;
-    let places = shared.config.runtime.prepare(record, volumes).await.map_err(|error| mount(error.to_string()))?;
-    Ok((places, renew_at))
 }

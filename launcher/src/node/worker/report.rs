@@ -1,0 +1,127 @@
+//! What a pod's worker tells others: the pod's status and deletion, events, how far its logs are.
+
+use super::{Done, Worker};
+use crate::events::EventType;
+use crate::node::http::{LogState, LogStates, PodLogs};
+use crate::node::lifecycle::{Plan, State, restart_at};
+use futures::FutureExt;
+use k8s_openapi::api::core::v1 as core;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+impl Worker {
+    pub(super) fn pods(&self) -> Api<core::Pod> {
+        Api::namespaced(self.shared.client.clone(), &self.key.0)
+    }
+
+    pub(super) fn write(&mut self, status: Value) {
+        self.writing = true;
+        let (pods, name) = (self.pods(), self.key.1.clone());
+        // The uid makes sure that it is this pod's and not that of a later one of its name.
+        let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": status}));
+        self.work.push(
+            async move {
+                let result = pods.patch_status(&name, &PatchParams::default(), &patch).await.map(drop);
+                Done::Written { status, result }
+            }
+            .boxed(),
+        );
+    }
+
+    pub(super) fn delete(&mut self) {
+        let (pods, name) = (self.pods(), self.key.1.clone());
+        let params = force(&self.uid);
+        self.work.push(async move { Done::Deleted(pods.delete(&name, &params).await.map(drop)) }.boxed());
+    }
+
+    pub(super) fn event(&mut self, kind: EventType, reason: &'static str, message: String) {
+        self.publish(None, kind, reason, message);
+    }
+
+    pub(super) fn container_event(&mut self, container: &str, kind: EventType, reason: &'static str, message: String) {
+        let init = self.facts.init.iter().any(|init| init.name == container);
+        let list = if init { "initContainers" } else { "containers" };
+        self.publish(Some(format!("spec.{list}{{{container}}}")), kind, reason, message);
+    }
+
+    fn publish(&mut self, field: Option<String>, kind: EventType, reason: &'static str, message: String) {
+        let shared = self.shared.clone();
+        let pod = core::ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(self.key.0.clone()),
+            name: Some(self.key.1.clone()),
+            uid: Some(self.uid.clone()),
+            field_path: field,
+            ..core::ObjectReference::default()
+        };
+        self.work.push(
+            async move {
+                shared.recorder.publish(&pod, kind, reason, &message).await;
+                Done::Other
+            }
+            .boxed(),
+        );
+    }
+
+    /// Lets readers of logs know how far the containers are.
+    pub(super) fn tell_logs(&self, plan: &Plan) {
+        let stopping = self.observed.stop.is_some() || plan.finished;
+        let states: LogStates = self
+            .observed
+            .containers
+            .iter()
+            .map(|(name, container)| {
+                let attempt = container.attempt;
+                let state = match &container.state {
+                    State::Running { .. } => LogState::Running { attempt },
+                    State::Ended(_) if !stopping && restart_at(self.facts.restart_policy, container).is_some() => {
+                        LogState::Waiting { reason: "CrashLoopBackOff".to_owned(), attempt: attempt + 1 }
+                    }
+                    State::Ended(_) => LogState::Ended { attempt },
+                    State::Held(obstacle) => LogState::Waiting { reason: obstacle.reason.to_owned(), attempt },
+                    State::Waiting | State::Starting => {
+                        let init = self.facts.init.iter().any(|init| init.name == *name);
+                        let reason = if plan.initialised || init { "ContainerCreating" } else { "PodInitializing" };
+                        LogState::Waiting { reason: reason.to_owned(), attempt }
+                    }
+                };
+                (name.clone(), state)
+            })
+            .collect();
+        self.logs.send_if_modified(|known| {
+            let changed = *known != states;
+            *known = states;
+            changed
+        });
+    }
+}
+
+/// What readers of logs must know of a pod that an earlier node finished.
+pub(in crate::node) fn logs_of_finished(pod: &core::Pod) -> PodLogs {
+    let status = pod.status.clone().unwrap_or_default();
+    let all =
+        { status.init_container_statuses.into_iter().flatten() }.chain(status.container_statuses.into_iter().flatten());
+    let states = all
+        .map(|container| {
+            let attempt = u32::try_from(container.restart_count).unwrap_or(0);
+            let waiting = container.state.and_then(|state| state.waiting);
+            let state = match waiting {
+                Some(waiting) => LogState::Waiting { reason: waiting.reason.unwrap_or_default(), attempt },
+                None => LogState::Ended { attempt },
+            };
+            (container.name, state)
+        })
+        .collect();
+    PodLogs { uid: pod.metadata.uid.clone().unwrap_or_default(), states: watch::channel(states).1 }
+}
+
+/// Ends an object at once, if it still is the one that is meant.
+pub(in crate::node) fn force(uid: &str) -> DeleteParams {
+    DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() }),
+        ..DeleteParams::default()
+    }
+}
