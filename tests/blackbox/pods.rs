@@ -172,3 +172,77 @@ int main(int count, char **argument) {
     // What a container writes is its own.
     assert!(!bundle.join("rootfs/work/out").exists());
 }
+
+#[test]
+fn environment_volumes_and_init_containers_reach_the_process() {
+    let server = Server::start(&[]);
+    let shared = json!({"name": "shared", "mountPath": "/muster-test"});
+    let manifest = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "whole"},
+        "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "one", "image": "host", "volumeMounts": [shared],
+                                "command": ["sh", "-c", "echo first > /muster-test/file"]}],
+            "containers": [{
+                "name": "main", "image": "host", "workingDir": "/muster-test",
+                "command": ["sh", "-c", "cat file; echo $(NAME) $0 $A $K; cat /muster-settings/k"], "args": ["$(A)-x"],
+                "env": [{"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                        {"name": "A", "value": "a$(NAME)"},
+                        {"name": "K", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "k"}}}],
+                "volumeMounts": [shared, {"name": "settings", "mountPath": "/muster-settings"}]}],
+            "volumes": [{"name": "shared", "emptyDir": {}},
+                        {"name": "settings", "secret": {"secretName": "settings"}}],
+        },
+    });
+    server.kubectl(&["create", "secret", "generic", "settings", "--from-literal=k=secret"]).succeeded();
+    server.apply(&manifest.to_string());
+    // What is missing holds the container until it is there.
+    let waiting = eventually("the missing map to be named", || {
+        let waiting = container(&server, "whole")["state"]["waiting"].clone();
+        (waiting["reason"] == "CreateContainerConfigError").then_some(waiting)
+    });
+    assert_eq!(waiting["message"], "configmap \"late\" not found");
+    server.kubectl(&["create", "configmap", "late", "--from-literal=k=v"]).succeeded();
+    server.kubectl(&["wait", "pod/whole", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]).succeeded();
+    assert_eq!(server.kubectl(&["logs", "whole"]).succeeded().stdout, "first\nwhole awhole-x awhole v\nsecret");
+    assert!(!std::path::Path::new("/muster-test").exists(), "a mount reached the machine");
+}
+
+#[test]
+fn a_container_is_started_again_in_its_pod_and_its_first_log_is_kept() {
+    let server = Server::start(&[]);
+    let count = server.path("count");
+    let script = format!(
+        "echo x >> {0}; n=$(wc -l < {0}); echo start $n; [ $n -ge 2 ] && exec sleep 600; exit 9",
+        count.display()
+    );
+    server.apply(&pod("again", &script, json!({}), json!({"restartPolicy": "OnFailure"})));
+    let again = eventually("the second start", || {
+        let status = container(&server, "again");
+        (status["restartCount"] == 1 && status["state"]["running"].is_object()).then_some(status)
+    });
+    assert_eq!(again["lastState"]["terminated"]["exitCode"], 9);
+    assert_eq!(server.kubectl(&["logs", "again", "--previous"]).succeeded().stdout, "start 1\n");
+    eventually("the second log", || (server.kubectl(&["logs", "again"]).stdout == "start 2\n").then_some(()));
+
+    let nothing = json!({"command": ["no-such-program"]});
+    server.apply(&pod("nothing", "", nothing, json!({"restartPolicy": "Never"})));
+    server.kubectl(&["wait", "pod/nothing", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s"]).succeeded();
+    let ended = container(&server, "nothing")["state"]["terminated"].clone();
+    assert_eq!((&ended["exitCode"], &ended["reason"]), (&json!(128), &json!("StartError")));
+    assert!(ended["message"].as_str().unwrap().contains("no-such-program"), "{ended}");
+}
+
+#[test]
+fn deadlines_and_grace_end_what_does_not_end_itself() {
+    let server = Server::start(&[]);
+    server.apply(&pod("late", "exec sleep 600", json!({}), json!({"activeDeadlineSeconds": 1})));
+    server.kubectl(&["wait", "pod/late", "--for=jsonpath={.status.phase}=Failed", "--timeout=60s"]).succeeded();
+    assert_eq!(server.get(&["pod", "late"])["status"]["reason"], "DeadlineExceeded");
+    let stubborn = "trap '' TERM; echo deaf; while :; do sleep 0.1; done";
+    server.apply(&pod("stubborn", stubborn, json!({}), json!({"terminationGracePeriodSeconds": 1})));
+    eventually("its trap to be set", || server.kubectl(&["logs", "stubborn"]).stdout.contains("deaf").then_some(()));
+    server.kubectl(&["delete", "pod", "stubborn", "--wait", "--timeout=60s"]).succeeded();
+    let left = crate::process::all_of(server.dir.path());
+    assert!(!left.iter().any(|(_, command)| command.contains("deaf")), "{left:?}");
+}
