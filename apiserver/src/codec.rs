@@ -37,8 +37,19 @@ pub(crate) fn object(
     check_media_type(content_type)?;
     let tree = strict::parse(body, content_type).map_err(|error| error.unrecognized(&served.kind, body))?;
     let (api_version, kind) = strict::type_meta(&tree).map_err(|why| strict::unrecognized(&served.kind, &why, body))?;
+    let (group, version) = split(&api_version);
+    if served.as_builtin().is_none() && kind == served.kind && group == served.group && version != served.version {
+        // What is unknown is what the version in the data does not know.
+        let mut decoded = match catalog.find(group, version, &served.plural) {
+            Some(other) => decode(&other, tree.clone()),
+            None => Ok(nothing_known(&tree)),
+        }
+        .map_err(ApiError::bad_request)?;
+        report(&mut decoded, validation, warnings).map_err(|why| {
+            ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}"))
+        })?;
+    }
     check_type(catalog, served, &api_version, &kind, &tree)?;
-    let (_, version) = split(&api_version);
     let version = if version.is_empty() { &served.version } else { version };
     let refused = |why: &str| {
         ApiError::bad_request(format!(
@@ -49,6 +60,14 @@ pub(crate) fn object(
     let mut decoded = decode(served, tree).map_err(|why| refused(&why))?;
     report(&mut decoded, validation, warnings).map_err(|why| refused(&why))?;
     Ok(typed(served, decoded.value))
+}
+
+/// A custom object of a version that there is not: all its fields are unknown.
+fn nothing_known(tree: &Tree) -> Decoded {
+    let value = tree.clone().into_value();
+    let fields = value.as_object().into_iter().flatten().map(|(field, _)| field.as_str());
+    let unknown = fields.filter(|field| !matches!(*field, "apiVersion" | "kind" | "metadata"));
+    Decoded { strict: unknown.map(|field| format!("unknown field {field:?}")).collect(), value }
 }
 
 /// Decodes a document that need not say what it is.

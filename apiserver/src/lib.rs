@@ -12,6 +12,7 @@ pub mod store;
 pub mod tls;
 
 mod codec;
+mod diff;
 mod discovery;
 mod handlers;
 mod negotiate;

@@ -246,6 +246,24 @@ impl Served {
         ApiError::not_found(&self.group, &self.plural, name)
     }
 
+    /// The object's key in a registry on etcd, which some messages name.
+    pub(crate) fn registry_key(&self, namespace: Option<&str>, name: &str) -> String {
+        let resource = match (&self.source, self.plural.as_str()) {
+            (Source::Custom(_), plural) => format!("{}/{plural}", self.group),
+            (_, "customresourcedefinitions") => format!("{}/{}", self.group, self.plural),
+            (_, "nodes") => "minions".to_owned(),
+            (_, "services") => "services/specs".to_owned(),
+            (_, "endpoints") => "services/endpoints".to_owned(),
+            (_, "replicationcontrollers") => "controllers".to_owned(),
+            (_, "ingresses") => "ingress".to_owned(),
+            (_, plural) => plural.to_owned(),
+        };
+        match namespace.filter(|_| self.namespaced) {
+            Some(namespace) => format!("/registry/{resource}/{namespace}/{name}"),
+            None => format!("/registry/{resource}/{name}"),
+        }
+    }
+
     pub(crate) fn conflict(&self, name: &str) -> ApiError {
         ApiError::conflict(
             &self.group,

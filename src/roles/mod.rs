@@ -89,7 +89,7 @@ impl Server {
         let (mut deciders, mut node) = (Group::default(), Group::default());
         let mut waiting: Vec<(Role, Ready)> = Vec::new();
         if settings.has(Role::Controllers) {
-            let config = controllers::config(&folder.file("ca.crt"))?;
+            let config = controllers::config(&settings, &folder.file("ca.crt"))?;
             let client = as_component("controllers");
             let ready = deciders.run(Role::Controllers, |ready, stop| controllers::run(client, config, ready, stop));
             waiting.push((Role::Controllers, ready));

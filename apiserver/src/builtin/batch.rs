@@ -8,6 +8,7 @@ use super::rows::{
 use super::table::WITH_STATUS;
 use super::value::{child, field, fields, fill, flag, int, items_mut, list, text};
 use super::{BuiltinKind, Context, label_selector, pod, wire};
+use crate::schema::internal;
 use k8s_openapi::api::batch::v1::{CronJobSpec, CronJobStatus, JobSpec};
 use muster_api::field::FieldError;
 use schemars::JsonSchema;
@@ -253,8 +254,14 @@ fn validate_job_update(new: &Value, old: &Value, context: &Context<'_>) -> Vec<F
     ] {
         let value = if key == "template" { Some(&new_template) } else { after.get(key) };
         if value != before.get(key) {
-            let shown = after.get(key).unwrap_or(&Value::Null);
-            errors.push(FieldError::invalid(format!("spec.{key}"), shown, IMMUTABLE));
+            let shown = value.unwrap_or(&Value::Null);
+            let path = format!("spec.{key}");
+            errors.push(match key {
+                "template" => internal::invalid(&path, "core.PodTemplateSpec", shown, IMMUTABLE),
+                "podFailurePolicy" => internal::invalid(&path, "*batch.PodFailurePolicy", shown, IMMUTABLE),
+                "successPolicy" => internal::invalid(&path, "*batch.SuccessPolicy", shown, IMMUTABLE),
+                _ => FieldError::invalid(path, shown, IMMUTABLE),
+            });
         }
     }
     errors

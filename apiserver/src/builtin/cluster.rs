@@ -7,8 +7,9 @@ use super::rows::{AGE, NAME, age, name, or_none};
 use super::table::{BASE, keep_status};
 use super::value::{child, entries, field, fields, fill, flag, items, items_mut, list, text};
 use super::{BuiltinKind, Context, NameRule, names, wire};
+use crate::schema::internal;
 use k8s_openapi::api::core::v1::{NodeStatus, NodeSystemInfo};
-use muster_api::field::FieldError;
+use muster_api::field::{FieldError, Reason};
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
@@ -182,7 +183,8 @@ fn validate_node(node: &Value) -> Vec<FieldError> {
             errors.push(FieldError::not_supported(format!("{path}.effect"), &Value::from(effect), &effects));
         }
         if !seen.insert((key, effect)) {
-            errors.push(FieldError::duplicate(path, taint));
+            let shown = internal::json("core.Taint", taint);
+            errors.push(FieldError::new(Reason::Duplicate, path, format!("Duplicate value: {shown}")));
         }
     }
     let empty = Value::Object(Map::new());

@@ -7,6 +7,7 @@ use super::table::{BASE, WITH_STATUS};
 use super::value::{child, field, fields, fill, flag, int, items, items_mut, list, text};
 use super::{BuiltinKind, Context, label_selector, wire};
 use crate::error::{ApiError, ApiResult};
+use crate::schema::internal;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicySpec;
@@ -367,7 +368,8 @@ fn validate_ingress(ingress: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if list(ingress, "/spec/rules").is_empty() && ingress.pointer("/spec/defaultBackend").is_none() {
         let value = ingress.get("spec").unwrap_or(&Value::Null);
-        errors.push(FieldError::invalid("spec", value, "either `defaultBackend` or `rules` must be specified"));
+        let why = "either `defaultBackend` or `rules` must be specified";
+        errors.push(internal::invalid("spec", "networking.IngressSpec", value, why));
     }
     for (i, rule) in list(ingress, "/spec/rules").iter().enumerate() {
         for (j, path) in list(rule, "/http/paths").iter().enumerate() {
@@ -422,7 +424,8 @@ fn validate_budget(budget: &Value) -> Vec<FieldError> {
     let empty = Value::Object(Map::new());
     let spec = budget.get("spec").unwrap_or(&empty);
     if spec.get("minAvailable").is_some() && spec.get("maxUnavailable").is_some() {
-        errors.push(FieldError::invalid("spec", spec, "minAvailable and maxUnavailable cannot be both set"));
+        let why = "minAvailable and maxUnavailable cannot be both set";
+        errors.push(internal::invalid("spec", "policy.PodDisruptionBudgetSpec", spec, why));
     }
     for key in ["minAvailable", "maxUnavailable"] {
         if let Some(amount) = spec.get(key).filter(|a| a.as_i64().is_some_and(|n| n < 0)) {

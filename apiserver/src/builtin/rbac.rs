@@ -5,6 +5,7 @@ use super::rows::{AGE, NAME, age, name};
 use super::table::BASE;
 use super::value::{field, fields, fill, items, items_mut};
 use super::{BuiltinKind, NameRule, wire};
+use crate::schema::internal;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use muster_api::field::FieldError;
 use schemars::JsonSchema;
@@ -28,7 +29,8 @@ const BINDING: BuiltinKind = BuiltinKind {
         if new.get("roleRef") == old.get("roleRef") {
             return Vec::new();
         }
-        vec![FieldError::invalid("roleRef", new.get("roleRef").unwrap_or(&Value::Null), "cannot change roleRef")]
+        let role = new.get("roleRef").unwrap_or(&Value::Null);
+        vec![internal::invalid("roleRef", "rbac.RoleRef", role, "cannot change roleRef")]
     },
     columns: &[
         NAME,

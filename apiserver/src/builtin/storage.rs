@@ -7,6 +7,7 @@ use super::rows::{AGE, NAME, age, name, or_unset};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, flag, items, list, text};
 use super::{BuiltinKind, Context, wire};
+use crate::schema::internal;
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, PersistentVolumeSpec, PersistentVolumeStatus,
 };
@@ -212,7 +213,8 @@ fn validate_claim_update(new: &Value, old: &Value, context: &Context<'_>) -> Vec
         }
     }
     if munged != old_spec {
-        errors.push(FieldError::forbidden("spec", CLAIM_FROZEN));
+        let shown = internal::diff("core.PersistentVolumeClaimSpec", &old_spec, &munged);
+        errors.push(FieldError::forbidden("spec", format!("{CLAIM_FROZEN}\n{shown}")));
     } else if size(new) < size(old) {
         errors.push(FieldError::forbidden(
             "spec.resources.requests.storage",

@@ -131,6 +131,15 @@ impl Api {
         same_name(&new, name)?;
         place(served, &mut new, namespace)?;
         let text = |value: &Value, key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
+        let (uid, old_uid) = (text(&new, "uid"), text(old, "uid"));
+        if put && !uid.is_empty() && uid != old_uid {
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: {}, ResourceVersion: 0, AdditionalErrorMsg: Precondition \
+                 failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
+                served.registry_key(namespace, name)
+            );
+            return Err(ApiError::conflict(&served.group, &served.plural, name, &why));
+        }
         let (version, old_version) = (text(&new, "resourceVersion"), text(old, "resourceVersion"));
         if version.is_empty() {
             let demanded = match &served.source {
@@ -144,11 +153,6 @@ impl Api {
             }
         } else if version != old_version {
             return Err(served.conflict(name));
-        }
-        let (uid, old_uid) = (text(&new, "uid"), text(old, "uid"));
-        if put && !uid.is_empty() && uid != old_uid {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
-            return Err(ApiError::conflict(&served.group, &served.plural, name, &why));
         }
         let now = self.clock.now_rfc3339();
         let stored = Stored(self);

@@ -5,6 +5,7 @@ mod decode;
 mod facts;
 mod fill;
 mod formats;
+pub(crate) mod internal;
 mod json;
 pub mod node;
 pub mod quantity;

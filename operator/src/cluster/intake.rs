@@ -235,7 +235,7 @@ impl Shared {
             ("", "ConfigMap") if name == super::accounts::ROOT_CA && !is_new => {
                 self.queue.add(Task::Accounts(namespace.clone()));
             }
-            ("", "Node") => self.queue.add(Task::Node(name)),
+            ("", "Node") if self.config.node_taints => self.queue.add(Task::Node(name)),
             ("", "ResourceQuota") => self.queue.add(Task::Quota(namespace.clone(), name)),
             ("", "PersistentVolumeClaim" | "PersistentVolume") if deleting && finalizers => {
                 self.queue.add(Task::Protected(uid.to_owned()));

@@ -31,8 +31,11 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub clock: Clock,
-    /// The certificate of the cluster's authority, which pods find in the ConfigMap `kube-root-ca.crt`.
+    /// The certificate of the cluster's authority, published to pods as the ConfigMap `kube-root-ca.crt` of every
+    /// namespace. `None` where no pods run: then there is nobody to read it.
     pub root_ca: Option<String>,
+    /// Whether nodes are tainted while they are not ready. Only a scheduler reads that.
+    pub node_taints: bool,
     /// How much is worked on at once.
     pub concurrency: usize,
     /// How long events are kept.
@@ -41,7 +44,13 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { clock: Clock::system(), root_ca: None, concurrency: 16, event_ttl: Duration::from_secs(3600) }
+        Config {
+            clock: Clock::system(),
+            root_ca: None,
+            node_taints: true,
+            concurrency: 16,
+            event_ttl: Duration::from_secs(3600),
+        }
     }
 }
 

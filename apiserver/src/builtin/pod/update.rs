@@ -2,6 +2,7 @@
 
 use crate::builtin::Context;
 use crate::builtin::value::{field, fields, int, items, items_mut, list, text};
+use crate::schema::internal;
 use muster_api::field::FieldError;
 use serde_json::{Map, Value};
 
@@ -53,7 +54,8 @@ fn spec(new: &Value, old: &Value) -> Vec<FieldError> {
         }
     }
     if munged != *old_spec {
-        errors.push(FieldError::forbidden("spec", CHANGEABLE));
+        let shown = internal::diff("core.PodSpec", old_spec, &munged);
+        errors.push(FieldError::forbidden("spec", format!("{CHANGEABLE}\n{shown}")));
     }
     errors
 }

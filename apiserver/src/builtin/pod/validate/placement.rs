@@ -3,6 +3,7 @@
 use super::{Errors, one_of, push};
 use crate::builtin::names;
 use crate::builtin::value::{field, items};
+use crate::schema::internal;
 use muster_api::field::FieldError;
 use serde_json::Value;
 
@@ -35,7 +36,7 @@ pub(super) fn tolerations(spec: &Value, path: &str, errors: &mut Errors) {
             }
             "Exists" if !value.is_empty() => {
                 let why = "value must be empty when `operator` is 'Exists'";
-                errors.push(FieldError::invalid(format!("{path}.operator"), toleration, why));
+                errors.push(internal::invalid(&format!("{path}.operator"), "core.Toleration", toleration, why));
             }
             "Exists" => {}
             _ => errors.push(FieldError::not_supported(
