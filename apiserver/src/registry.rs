@@ -134,6 +134,10 @@ impl Served {
         }
     }
 
+    pub(crate) fn is_builtin(&self) -> bool {
+        matches!(self.source, Source::Builtin(_))
+    }
+
     pub(crate) fn schema(&self) -> Option<Arc<Schema>> {
         match &self.source {
             Source::Builtin(kind) => Schema::builtin(kind.group, kind.version, kind.kind),
@@ -351,18 +355,22 @@ fn version_rank(version: &str) -> (u8, u64, u64, std::cmp::Reverse<String>) {
 
 /// Holds the catalog of the moment.
 #[derive(Debug)]
-pub(crate) struct Registry(RwLock<Arc<Catalog>>);
+pub(crate) struct Registry {
+    catalog: RwLock<Arc<Catalog>>,
+    /// Told of every change.
+    changed: tokio::sync::watch::Sender<()>,
+}
 
 impl Registry {
     /// The built-in kinds alone.
     pub(crate) fn new() -> Self {
-        let registry = Registry(RwLock::default());
+        let registry = Registry { catalog: RwLock::default(), changed: tokio::sync::watch::Sender::new(()) };
         registry.set_custom(Vec::new());
         registry
     }
 
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces all custom kinds.
@@ -373,7 +381,18 @@ impl Registry {
             let key = (served.group.clone(), served.version.clone(), served.plural.clone());
             kinds.entry(key).or_insert(served);
         }
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog { kinds });
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Catalog { kinds });
+        self.changed.send_replace(());
+    }
+
+    /// Returns once the kind is not served any more.
+    pub(crate) async fn unserved(&self, served: &Served) {
+        let mut changed = self.changed.subscribe();
+        while self.catalog().find(&served.group, &served.version, &served.plural).is_some() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 }
 

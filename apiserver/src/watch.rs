@@ -77,6 +77,7 @@ impl Api {
             end,
             bookmark: options.bookmarks.then(|| next_bookmark(now, end)).flatten(),
             done: false,
+            api: self.clone(),
         };
         let frames = futures::stream::unfold(stream, |mut stream| async move {
             let bytes = stream.next().await?;
@@ -101,6 +102,7 @@ struct Streaming {
     end: Instant,
     bookmark: Option<Instant>,
     done: bool,
+    api: Arc<Api>,
 }
 
 impl Streaming {
@@ -117,6 +119,10 @@ impl Streaming {
             let outcome = tokio::select! {
                 biased;
                 events = self.watch.next() => Some(events),
+                () = self.api.registry.unserved(&self.encoder.served), if !self.encoder.served.is_builtin() => {
+                    self.done = true;
+                    continue;
+                }
                 () = tokio::time::sleep_until(quiet_until) => None,
             };
             match outcome {

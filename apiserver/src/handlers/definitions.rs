@@ -62,16 +62,24 @@ impl Api {
             let page = api.store.list(STORAGE, None, None, None);
             page.map(|page| page.items.iter().map(|object| definitions.value(object)).collect()).unwrap_or_default()
         };
-        for definition in all(self) {
-            if deleting(&definition) {
-                self.clear_up(&definitions, &definition).await?;
-            } else {
-                self.accept(&definitions, &definition, &all(self)).await?;
+        let (leaving, staying): (Vec<Value>, Vec<Value>) = all(self).into_iter().partition(deleting);
+        for definition in &staying {
+            self.accept(&definitions, definition, &all(self)).await?;
+        }
+        let mut empty = Vec::new();
+        for definition in &leaving {
+            if self.clear_up(definition).await? {
+                empty.push(codec::name_of(definition));
             }
         }
-        let kinds = all(self).into_iter().filter(|definition| !deleting(definition));
+        // A kind is served as long as it has objects, so that their finalizers can be removed; and it is not served any
+        // more when its definition is seen to be gone.
+        let kinds = all(self).into_iter().filter(|definition| !empty.contains(&codec::name_of(definition)));
         let kinds = kinds.flat_map(|definition| crd::CustomKind::parse(&definition));
         self.registry.set_custom(kinds.map(|kind| Arc::new(Served::custom(kind))).collect());
+        for definition in leaving.iter().filter(|definition| empty.contains(&codec::name_of(definition))) {
+            self.release(&definitions, definition).await?;
+        }
         Ok(())
     }
 
@@ -97,14 +105,11 @@ impl Api {
         Ok(())
     }
 
-    /// Deletes the objects of a deleted definition, then the definition.
-    async fn clear_up(&self, definitions: &Arc<Served>, definition: &Value) -> ApiResult<()> {
-        let mut parsed = definition.clone();
-        if let Some(metadata) = parsed["metadata"].as_object_mut() {
-            metadata.remove("deletionTimestamp");
-        }
-        let Some(kind) = crd::CustomKind::parse(&parsed).into_iter().next() else {
-            return self.release(definitions, definition).await;
+    /// Deletes the objects of a deleted definition; whether none is left. What finalizers hold stays, and its end
+    /// settles the definition again.
+    async fn clear_up(&self, definition: &Value) -> ApiResult<bool> {
+        let Some(kind) = crd::CustomKind::parse(definition).into_iter().next() else {
+            return Ok(true);
         };
         let served = Arc::new(Served::custom(kind));
         let page = self.store.list(&served.storage, None, None, None);
@@ -118,10 +123,7 @@ impl Api {
                 _ => {}
             }
         }
-        if self.store.count(&served.storage) > 0 {
-            return Ok(()); // Some are held by finalizers; their end settles the definition again.
-        }
-        self.release(definitions, definition).await
+        Ok(self.store.count(&served.storage) == 0)
     }
 
     async fn release(&self, definitions: &Arc<Served>, definition: &Value) -> ApiResult<()> {

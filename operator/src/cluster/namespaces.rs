@@ -59,8 +59,10 @@ pub(super) async fn attend(shared: &Arc<Shared>, name: &str) -> Result<Option<Du
 
 /// Deletes all objects of a kind in a namespace, and notes what stays.
 async fn empty(shared: &Shared, resource: &Resource, namespace: &str, rest: &mut Rest) {
-    if let Err(error) = try_to_empty(shared, resource, namespace, rest).await {
-        rest.failures.push(format!("{}: {error}", resource.api.plural));
+    match try_to_empty(shared, resource, namespace, rest).await {
+        // A kind whose definition has gone meanwhile has no objects left.
+        Ok(()) | Err(RequestError::NotFound(_)) => {}
+        Err(error) => rest.failures.push(format!("{}: {error}", resource.api.plural)),
     }
 }
 
