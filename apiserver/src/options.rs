@@ -4,7 +4,7 @@ use crate::codec::FieldValidation;
 use crate::error::{ApiError, ApiResult};
 use crate::request::Query;
 use http::HeaderMap;
-use muster_api::field::FieldError;
+use muster_api::field::{FieldError, Reason};
 use serde_json::json;
 
 /// `CreateOptions`, `UpdateOptions` and `PatchOptions`.
@@ -29,12 +29,11 @@ impl WriteOptions {
         let manager = query.get("fieldManager").unwrap_or_default();
         if manager.len() > 128 {
             errors.push(FieldError::too_long("fieldManager", 128));
-        } else if manager.chars().any(|c| c.is_control()) {
-            errors.push(FieldError::invalid(
-                "fieldManager",
-                &json!(manager),
-                "should only contain printable characters",
-            ));
+        } else if let Some((at, c)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+            let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+            let shown: String = manager.chars().map(go_escape).collect();
+            let message = format!("Invalid value: \"{shown}\": {why}");
+            errors.push(FieldError::new(Reason::Invalid, "fieldManager", message));
         } else if apply && manager.is_empty() {
             errors.push(FieldError::required("fieldManager", "is required for apply patch"));
         }
@@ -55,6 +54,19 @@ impl WriteOptions {
         refuse(kind, &errors)?;
         let manager = if manager.is_empty() { from_user_agent(headers) } else { manager.to_owned() };
         Ok(WriteOptions { dry_run, manager, validation, force: query.flag("force") })
+    }
+}
+
+/// A character as Go quotes it.
+fn go_escape(c: char) -> String {
+    match c {
+        '"' => "\\\"".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        '\n' => "\\n".to_owned(),
+        '\t' => "\\t".to_owned(),
+        '\r' => "\\r".to_owned(),
+        c if c.is_control() => format!("\\x{:02x}", u32::from(c)),
+        c => c.to_string(),
     }
 }
 

@@ -1,7 +1,11 @@
-//! Request bodies in the protobuf encoding of Kubernetes, turned into JSON. Clients written in Go send built-in kinds
-//! so without being asked to (`kubectl create namespace`, `kubectl auth can-i`); answers are always JSON.
+//! The protobuf encoding of Kubernetes. Clients written in Go send built-in kinds so without being asked to
+//! (`kubectl create namespace`, `kubectl auth can-i`), and many prefer such answers.
 //!
 //! What the messages look like is data, in `protobuf.txt`. A field that it does not name is skipped.
+
+mod encode;
+
+pub(crate) use encode::{knows, to_bytes, watch_event};
 
 use base64::Engine as _;
 use muster_api::clock::{rfc3339, rfc3339_micro};
@@ -17,7 +21,7 @@ const DEPTH: usize = 32;
 
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("the body does not begin with the prefix of the protobuf encoding")]
+    #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
     Prefix,
     #[error("{api_version}, Kind={kind} has no protobuf encoding here")]
     UnknownKind { api_version: String, kind: String },

@@ -1,6 +1,7 @@
 //! Building answers.
 
 use crate::error::ApiError;
+use crate::negotiate::Encoding;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WARNING};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -40,8 +41,8 @@ pub(crate) fn page_not_found() -> Response {
     text(404, "404 page not found\n")
 }
 
-pub(crate) fn error(error: &ApiError) -> Response {
-    let mut response = json(error.code, &error.to_status());
+pub(crate) fn error(error: &ApiError, encoding: Encoding) -> Response {
+    let mut response = crate::handlers::encode(encoding, error.code, &error.to_status());
     if let Some(seconds) = error.retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -213,7 +213,7 @@ async fn connection(
             };
             let response = match identity {
                 Ok(identity) => api.handle(request.map(incoming), identity).await,
-                Err(error) => response::error(&error),
+                Err(error) => response::error(&error, crate::negotiate::Encoding::Json),
             };
             Ok::<_, std::convert::Infallible>(response.map(|body| until(body, stopping)))
         }

@@ -8,7 +8,7 @@ use crate::registry::Served;
 use crate::response::{BoxError, Response};
 use crate::server::Api;
 use crate::store::{Event, Object, Watch};
-use crate::table;
+use crate::{protobuf, table};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http_body::Frame;
@@ -30,16 +30,17 @@ const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 impl Api {
     pub(crate) async fn watch(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(true)?;
+        let form = req.form(served, true, true)?;
         let options = ListOptions::parse(&req.query)?;
         let selection = Selection::parse(req, served)?;
         let include = match form.shape {
             Shape::Table(_) => table::Include::parse(req.query.get("includeObject"))?,
             _ => table::Include::Metadata,
         };
-        if form.encoding != Encoding::Json {
-            return Err(ApiError::new(406, "NotAcceptable", "a watch is sent as application/json only"));
-        }
+        let content_type = match form.encoding {
+            Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            Encoding::Json | Encoding::Yaml => "application/json",
+        };
         let mut encoder =
             Encoder { served: served.clone(), form, include, selection, clock: self.clock.clone(), columns: true };
         let mut ready = VecDeque::new();
@@ -84,7 +85,7 @@ impl Api {
             Some((Ok::<_, BoxError>(Frame::data(bytes)), stream))
         });
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         Ok(response)
     }
 }
@@ -134,7 +135,7 @@ impl Streaming {
                     self.done = true;
                     let status =
                         ApiError::gone(format!("too old resource version: {} ({})", expired.asked, expired.floor));
-                    self.ready.push_back(line("ERROR", status.to_status().to_string().as_bytes()));
+                    self.ready.push_back(self.encoder.frame("ERROR", &status.to_status()));
                 }
                 None if Instant::now() >= self.end => self.done = true,
                 None => {
@@ -209,7 +210,7 @@ impl Encoder {
 
     fn event(&mut self, kind: &str, object: &Object) -> Bytes {
         match self.form.shape {
-            Shape::Whole => line(kind, &self.served.json(object)),
+            Shape::Whole if self.form.encoding == Encoding::Json => line(kind, &self.served.json(object)),
             _ => {
                 let value = self.served.value(object);
                 self.shaped(kind, value)
@@ -220,7 +221,7 @@ impl Encoder {
     fn shaped(&mut self, kind: &str, value: Value) -> Bytes {
         let value = match self.form.shape {
             Shape::Whole => value,
-            Shape::Partial(version) => {
+            Shape::Partial(version, _) => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": value["metadata"]})
             }
             Shape::Table(version) => {
@@ -230,7 +231,13 @@ impl Encoder {
                 table::table(&self.served, version, metadata, &[value], self.include, now, columns)
             }
         };
-        line(kind, value.to_string().as_bytes())
+        self.frame(kind, &value)
+    }
+
+    /// An event on its own.
+    fn frame(&self, kind: &str, value: &Value) -> Bytes {
+        let binary = (self.form.encoding == Encoding::Protobuf).then(|| protobuf::watch_event(kind, value)).flatten();
+        binary.map_or_else(|| line(kind, value.to_string().as_bytes()), Bytes::from)
     }
 
     fn bookmark(&mut self, revision: u64, initial_end: bool) -> Bytes {

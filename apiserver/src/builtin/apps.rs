@@ -48,6 +48,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "DaemonSet",
+        warnings: |object, old| pod::warnings::workload(object, old, "spec.template", false),
         plural: "daemonsets",
         singular: "daemonset",
         short_names: &["ds"],
@@ -93,6 +94,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "Deployment",
+        warnings: |object, old| pod::warnings::workload(object, old, "spec.template", true),
         plural: "deployments",
         singular: "deployment",
         short_names: &["deploy"],
@@ -146,6 +148,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "ReplicaSet",
+        warnings: |object, old| pod::warnings::workload(object, old, "spec.template", true),
         plural: "replicasets",
         singular: "replicaset",
         short_names: &["rs"],
@@ -201,6 +204,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "StatefulSet",
+        warnings: |object, old| pod::warnings::workload(object, old, "spec.template", false),
         plural: "statefulsets",
         singular: "statefulset",
         short_names: &["sts"],

@@ -20,6 +20,7 @@ const BATCH: BuiltinKind =
 pub(super) const KINDS: &[BuiltinKind] = &[
     BuiltinKind {
         kind: "CronJob",
+        warnings: |cron, old| pod::warnings::workload(cron, old, "spec.jobTemplate.spec.template", true),
         plural: "cronjobs",
         singular: "cronjob",
         short_names: &["cj"],
@@ -56,6 +57,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "Job",
+        warnings: |job, old| pod::warnings::workload(job, old, "spec.template", true),
         plural: "jobs",
         singular: "job",
         orphan_by_default: true,

@@ -123,7 +123,7 @@ enum Step {
 
 impl Api {
     pub(super) async fn delete(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let body = req.body().await?;
         let options = DeleteOptions::parse(&req.query, &body, req.header(http::header::CONTENT_TYPE))?;
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());
@@ -268,7 +268,7 @@ impl Api {
         req: &mut Req,
         served: &Arc<Served>,
     ) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let body = req.body().await?;
         let options = DeleteOptions::parse(&req.query, &body, req.header(http::header::CONTENT_TYPE))?;
         let selection = Selection::parse(req, served)?;

@@ -15,17 +15,18 @@ mod system;
 mod update;
 mod write;
 
-pub(crate) use read::Selection;
+pub(crate) use read::{Selection, encode};
 
 use crate::auth::rbac::{self, Action};
 use crate::auth::{self, Identity};
 use crate::builtin::Objects;
 use crate::error::{ApiError, ApiResult};
-use crate::negotiate::{self, Form};
+use crate::negotiate::{self, Encoding, Form, Offer, Shape};
 use crate::protobuf;
 use crate::registry::Served;
 use crate::request::{Query, ResourcePath, Target, target, verb};
 use crate::response::{self, Body, Response};
+use crate::schema::strict;
 use crate::server::Api;
 use crate::store::Key;
 use bytes::{Bytes, BytesMut};
@@ -50,6 +51,8 @@ pub(crate) struct Req {
     pub(crate) identity: Identity,
     pub(crate) resource: ResourcePath,
     pub(crate) warnings: Vec<String>,
+    /// The kind that the body should hold.
+    expected: Option<String>,
     /// Behind a lock only so that requests can be shared between threads.
     body: Mutex<Option<Body>>,
 }
@@ -63,8 +66,28 @@ impl Req {
         self.headers.get(http::header::ACCEPT).and_then(|value| value.to_str().ok())
     }
 
-    pub(crate) fn form(&self, watch: bool) -> ApiResult<Form> {
-        negotiate::form(self.accept(), true, watch)
+    /// The form of an answer about a kind: one object, several (`list`), or several as they change (`watch`).
+    pub(crate) fn form(&self, served: &Served, list: bool, watch: bool) -> ApiResult<Form> {
+        let protobuf = served.is_builtin() && protobuf::knows(&served.api_version(), &served.kind);
+        let form = negotiate::form(self.accept(), Offer { shapes: true, protobuf, list, watch })?;
+        let package = match served.as_builtin() {
+            Some(kind) if kind.group.is_empty() => "core",
+            Some(kind) => kind.group.split('.').next().unwrap_or_default(),
+            None => "unstructured",
+        };
+        let kind = if served.is_builtin() { served.kind.as_str() } else { "Unstructured" };
+        let why = match form.shape {
+            Shape::Partial(_, false) if list && !watch => {
+                format!(
+                    "you requested PartialObjectMetadata, but the requested object is a list (*{package}.{kind}List)"
+                )
+            }
+            Shape::Partial(_, true) if !list => format!(
+                "you requested PartialObjectMetadataList, but the requested object is not a list (*{package}.{kind})"
+            ),
+            _ => return Ok(form),
+        };
+        Err(ApiError::new(406, "NotAcceptable", why))
     }
 
     pub(crate) fn namespace(&self) -> Option<&str> {
@@ -73,6 +96,11 @@ impl Req {
 
     pub(crate) fn name(&self) -> &str {
         self.resource.name.as_deref().unwrap_or_default()
+    }
+
+    fn unreadable(&self, error: &protobuf::Error, body: &[u8]) -> ApiError {
+        let kind = self.expected.as_deref().unwrap_or_default();
+        strict::unrecognized(kind, &error.to_string(), body)
     }
 
     /// Reads the body, within its limit.
@@ -92,7 +120,7 @@ impl Req {
             read.extend_from_slice(&data);
         }
         if self.header(http::header::CONTENT_TYPE).split(';').next() == Some(protobuf::MEDIA_TYPE) {
-            let object = protobuf::to_json(&read).map_err(|error| ApiError::bad_request(error.to_string()))?;
+            let object = protobuf::to_json(&read).map_err(|error| self.unreadable(&error, &read))?;
             self.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
             return Ok(object.to_string().into());
         }
@@ -225,13 +253,18 @@ impl Api {
             identity,
             resource: ResourcePath::default(),
             warnings: Vec::new(),
+            expected: None,
             body: Mutex::new(Some(body)),
         };
         let outcome = tokio::time::timeout(TIME_LIMIT, self.route(&mut req)).await;
         let outcome = outcome.unwrap_or_else(|_| {
             Err(ApiError::new(504, "Timeout", "Timeout: request did not complete within the allotted timeout"))
         });
-        let mut response = outcome.unwrap_or_else(|error| response::error(&error));
+        let mut response = outcome.unwrap_or_else(|error| {
+            let form = negotiate::form(req.accept(), Offer { protobuf: true, ..Offer::default() });
+            let encoding = form.map_or(Encoding::Json, |form| form.encoding);
+            response::error(&error, encoding)
+        });
         response::warn(&mut response, &req.warnings);
         response
     }
@@ -257,6 +290,8 @@ impl Api {
                 _ => Err(unknown_path()),
             };
         };
+        req.expected = Some(served.kind.clone());
+        let path = &req.resource;
         if !path.rest.is_empty() && !matches!(path.sub(), "proxy" | "log") {
             return Err(unknown_path());
         }

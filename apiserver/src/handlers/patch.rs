@@ -30,6 +30,10 @@ impl PatchType {
             "application/merge-patch+json" => Ok(PatchType::Merge),
             "application/strategic-merge-patch+json" if strategic => Ok(PatchType::Strategic),
             "application/apply-patch+yaml" => Ok(PatchType::Apply),
+            // Media types of objects are refused before it comes to patches.
+            "" | "application/json" | "application/yaml" | "application/vnd.kubernetes.protobuf" => {
+                Err(ApiError::unsupported_media_type("415: Unsupported Media Type").with_details(json!({})))
+            }
             _ => {
                 let strategic = if strategic { "application/strategic-merge-patch+json, " } else { "" };
                 Err(ApiError::unsupported_media_type(format!(
@@ -46,6 +50,7 @@ impl PatchType {
         let tree = strict::parse(body, media).map_err(|error| {
             ApiError::bad_request(match self {
                 PatchType::Apply => format!("error decoding YAML: {}", error.message),
+                PatchType::Strategic => error.message,
                 _ => format!("error decoding patch: {}", error.message),
             })
         })?;
@@ -71,7 +76,7 @@ impl Patch {
 
 impl Api {
     pub(super) async fn patch(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
         let kind = PatchType::of(&content_type, served.as_builtin().is_some())?;
         let options = WriteOptions::parse("PatchOptions", &req.query, &req.headers, kind == PatchType::Apply)?;

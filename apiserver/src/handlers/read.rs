@@ -9,7 +9,7 @@ use crate::response::{self, Response};
 use crate::selector::{FieldSelector, LabelSelector};
 use crate::server::Api;
 use crate::store::{Object, Page};
-use crate::{table, yaml};
+use crate::{protobuf, table, yaml};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{Bytes, BytesMut};
@@ -83,7 +83,7 @@ impl Api {
     }
 
     pub(super) async fn get(&self, req: &Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         if let Some(revision) = version(req.query.text("resourceVersion"))? {
             self.fresh(revision).await?;
         }
@@ -118,7 +118,7 @@ impl Api {
     ) -> ApiResult<Response> {
         let value = match form.shape {
             Shape::Whole => value,
-            Shape::Partial(version) => {
+            Shape::Partial(version, _) => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": value["metadata"]})
             }
             Shape::Table(version) => {
@@ -131,7 +131,7 @@ impl Api {
     }
 
     pub(super) async fn list(&self, req: &Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, true, false)?;
         let options = ListOptions::parse(&req.query)?;
         let selection = Selection::parse(req, served)?;
         let include = match form.shape {
@@ -207,7 +207,7 @@ impl Api {
                 let list = list_json(served, &metadata, objects);
                 serde_json::from_slice(&list).unwrap_or_default()
             }
-            Shape::Partial(version) => {
+            Shape::Partial(version, _) => {
                 let items = objects.iter().map(|object| {
                     json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": object.bare_value()["metadata"]})
                 });
@@ -228,6 +228,10 @@ pub(crate) fn encode(encoding: Encoding, code: u16, value: &Value) -> Response {
     let body = match encoding {
         Encoding::Json => value.to_string(),
         Encoding::Yaml => yaml::to_string(value),
+        Encoding::Protobuf => match protobuf::to_bytes(value) {
+            Some(body) => return response::bytes(code, encoding.content_type(), body),
+            None => return response::json(code, value),
+        },
     };
     response::bytes(code, encoding.content_type(), body)
 }

@@ -74,7 +74,7 @@ impl Api {
         served: &Arc<Served>,
         verb: &str,
     ) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let (namespace, name) = (req.resource.namespace.clone(), req.name().to_owned());
         if verb == "get" {
             let object = self.store.get(&self.key(served, namespace.as_deref(), &name));

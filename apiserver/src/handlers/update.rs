@@ -32,7 +32,7 @@ pub(crate) struct Change<'a> {
 
 impl Api {
     pub(super) async fn update(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let options = WriteOptions::parse("UpdateOptions", &req.query, &req.headers, false)?;
         let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
@@ -151,6 +151,8 @@ impl Api {
                 let error = muster_api::field::FieldError::invalid("metadata.resourceVersion", &json!(0), why);
                 return Err(ApiError::invalid(&served.group, &served.plural, name, &[error]));
             }
+        } else if version.parse::<u64>().is_err() {
+            return Err(ApiError::bad_request(format!("strconv.ParseUint: parsing {version:?}: invalid syntax")));
         } else if version != old_version {
             return Err(served.conflict(name));
         }
@@ -192,7 +194,9 @@ impl Api {
                 if kind.generation && new["spec"] != old["spec"] {
                     bump_generation(&mut new);
                 }
-                warnings.extend((kind.warnings)(&new, Some(old)));
+                if subresource.is_empty() {
+                    warnings.extend((kind.warnings)(&new, Some(old)));
+                }
                 let mut errors = metadata::validate(&new, &rules(served));
                 errors.extend(metadata::validate_update(&new, old, &rules(served)));
                 if errors.is_empty() {
@@ -279,7 +283,9 @@ pub(super) fn bump_generation(object: &mut Value) {
 
 fn same_name(object: &Value, name: &str) -> ApiResult<()> {
     match codec::name_of(object) {
-        "" => Err(ApiError::bad_request("name must be provided")),
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
         given if given == name => Ok(()),
         given => Err(ApiError::bad_request(format!(
             "the name of the object ({given}) does not match the name on the URL ({name})"

@@ -78,7 +78,7 @@ pub(super) fn store_failed(error: &CommitError) -> ApiError {
 
 impl Api {
     pub(super) async fn create(self: &Arc<Self>, req: &mut Req, served: &Arc<Served>) -> ApiResult<Response> {
-        let form = req.form(false)?;
+        let form = req.form(served, false, false)?;
         let options = WriteOptions::parse("CreateOptions", &req.query, &req.headers, false)?;
         let body = req.body().await?;
         let content_type = req.header(http::header::CONTENT_TYPE).to_owned();
@@ -156,7 +156,9 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> ApiResult<Value> {
         place(served, &mut object, namespace)?;
-        if object["metadata"]["resourceVersion"].as_str().is_some_and(|version| !version.is_empty()) {
+        let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+        // Only the store minds, and a dry run does not come to it.
+        if !version.is_empty() && !options.dry_run {
             return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
         }
         let now = self.clock.now_rfc3339();
@@ -177,8 +179,11 @@ impl Api {
             let name = metadata::generated_name(prefix, &self.random.suffix(5));
             metadata.insert("name".to_owned(), name.into());
         }
-        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
             metadata.remove(key);
+        }
+        if version.is_empty() {
+            metadata.remove("resourceVersion");
         }
         metadata.insert("uid".to_owned(), self.random.uuid().into());
         metadata.insert("creationTimestamp".to_owned(), now.clone().into());

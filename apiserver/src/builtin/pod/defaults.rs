@@ -34,6 +34,31 @@ fn requests_from_limits(resources: &mut Value) {
     }
 }
 
+/// Takes away what release 1.34 knows and has switched off.
+fn drop_disabled(spec: &mut Value) {
+    fields(spec).remove("hostnameOverride");
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in items_mut(spec, list) {
+            let parts = fields(container);
+            parts.remove("restartPolicyRules");
+            if list == "containers" {
+                parts.remove("restartPolicy");
+            }
+            if let Some(Value::Object(lifecycle)) = parts.get_mut("lifecycle")
+                && lifecycle.remove("stopSignal").is_some()
+                && lifecycle.is_empty()
+            {
+                parts.remove("lifecycle");
+            }
+            for variable in items_mut(container, "env") {
+                if let Some(Value::Object(source)) = variable.get_mut("valueFrom") {
+                    source.remove("fileKeyRef");
+                }
+            }
+        }
+    }
+}
+
 /// Fills a pod template: the object that has `metadata` and `spec`.
 pub(in crate::builtin) fn template(template: &mut Value) {
     child(template, "metadata");
@@ -56,6 +81,7 @@ pub(in crate::builtin) fn template_spec(spec: &mut Value) {
     fill(spec, "schedulerName", "default-scheduler");
     child(spec, "securityContext");
     items_mut(spec, "volumes").for_each(volume);
+    drop_disabled(spec);
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         items_mut(spec, list).for_each(container);
     }

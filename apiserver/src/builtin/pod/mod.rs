@@ -6,6 +6,7 @@ mod qos;
 mod row;
 mod update;
 pub(super) mod validate;
+pub(super) mod warnings;
 
 use super::table::{BASE, keep_status};
 use super::value::{child, field, fields, fill, int, list, text};
@@ -27,6 +28,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[BuiltinKind {
     prepare_update,
     validate: |pod, _| validate::pod(pod),
     validate_update: update::validate,
+    warnings: warnings::pod,
     columns: row::COLUMNS,
     row: row::row,
     row_conditions: row::conditions,

@@ -166,6 +166,7 @@ fn security_context(spec: &Value, path: &str, errors: &mut Errors) {
         identity(Some(group), &format!("{path}.supplementalGroups[{i}]"), errors);
     }
     seccomp(context, &path, errors);
+    app_armor(context, &path, errors);
 }
 
 /// A user or group number.
@@ -187,6 +188,27 @@ fn seccomp(context: &Value, path: &str, errors: &mut Errors) {
         let value = profile.get("localhostProfile").unwrap_or(&Value::Null);
         let why = "can only be set when seccomp type is Localhost";
         errors.push(FieldError::invalid(format!("{path}.localhostProfile"), value, why));
+    }
+}
+
+fn app_armor(context: &Value, path: &str, errors: &mut Errors) {
+    let Some(profile) = context.get("appArmorProfile") else { return };
+    let path = format!("{path}.appArmorProfile");
+    one_of(profile, &path, "type", &["Localhost", "RuntimeDefault", "Unconfined"], errors);
+    let path = format!("{path}.localhostProfile");
+    let name = profile.get("localhostProfile");
+    let text = name.and_then(Value::as_str).unwrap_or_default();
+    if field(profile, "type") == "Localhost" {
+        if text.trim().is_empty() {
+            errors.push(FieldError::required(path, "must be set when AppArmor type is Localhost"));
+        } else if text.trim() != text {
+            let why = "must not be padded with whitespace";
+            errors.push(FieldError::invalid(path, &Value::from(text), why));
+        } else if text.len() > 4095 {
+            errors.push(FieldError::too_long(path, 4095));
+        }
+    } else if let Some(name) = name {
+        errors.push(FieldError::invalid(path, name, "can only be set when AppArmor type is Localhost"));
     }
 }
 

@@ -6,7 +6,8 @@ use crate::builtin::value::{field, int, items};
 use muster_api::field::FieldError;
 use serde_json::Value;
 
-pub(super) fn probes(container: &Value, path: &str, errors: &mut Errors) {
+/// `grace` is how long the pod may take to end.
+pub(super) fn probes(container: &Value, path: &str, grace: Option<i64>, errors: &mut Errors) {
     for hook in ["postStart", "preStop"] {
         if let Some(handler) = container.get("lifecycle").and_then(|l| l.get(hook)) {
             self::handler(
@@ -15,6 +16,13 @@ pub(super) fn probes(container: &Value, path: &str, errors: &mut Errors) {
                 &format!("{path}.lifecycle.{hook}"),
                 errors,
             );
+            let seconds = handler.pointer("/sleep/seconds");
+            if let (Some(seconds), Some(grace)) = (seconds, grace)
+                && !seconds.as_i64().is_some_and(|n| (0..=grace).contains(&n))
+            {
+                let why = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                errors.push(FieldError::invalid(format!("{path}.lifecycle.{hook}.sleep"), seconds, why));
+            }
         }
     }
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
@@ -62,14 +70,13 @@ fn handler(handler: &Value, kinds: &[&str], path: &str, errors: &mut Errors) {
             }
             port(action, &path, errors);
             one_of(action, &path, "scheme", &["HTTP", "HTTPS"], errors);
-            for (i, header) in items(action, "httpHeaders").iter().enumerate() {
+            for header in items(action, "httpHeaders") {
                 let name = field(header, "name");
                 let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
                 if !valid {
                     let why = "a valid HTTP header must consist of alphanumeric characters or '-' (e.g. \
                                'X-Header-Name', regex used for validation is '[-A-Za-z0-9]+')";
-                    let path = format!("{path}.httpHeaders[{i}].name");
-                    errors.push(FieldError::invalid(path, &Value::from(name), why));
+                    errors.push(FieldError::invalid(format!("{path}.httpHeaders"), &Value::from(name), why));
                 }
             }
         }

@@ -2,16 +2,73 @@
 
 use super::{Errors, NOT_NEGATIVE, push};
 use crate::builtin::names;
-use crate::builtin::value::entries;
+use crate::builtin::value::{entries, field, items};
 use muster_api::field::FieldError;
 use muster_api::quantity::Quantity;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
+const HUGE_PAGES: &str = "hugepages-";
+/// Names without a domain that mean something somewhere, if not for containers.
+const STANDARD_RESOURCES: [&str; 16] = [
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "configmaps",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+];
 const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
-pub(super) fn container(container: &Value, path: &str, errors: &mut Errors) {
+/// `claims` are the names of what the pod claims.
+pub(super) fn container(container: &Value, path: &str, claims: &[&str], errors: &mut Errors) {
     if let Some(resources) = container.get("resources") {
         lists(resources, &format!("{path}.resources"), errors);
+        claimed(resources, claims, &format!("{path}.resources.claims"), errors);
+    }
+}
+
+fn claimed(resources: &Value, claims: &[&str], path: &str, errors: &mut Errors) {
+    let mut seen = BTreeSet::new();
+    for (i, claim) in items(resources, "claims").iter().enumerate() {
+        let (name, request) = (field(claim, "name"), field(claim, "request"));
+        let path = format!("{path}[{i}]");
+        if name.is_empty() {
+            errors.push(FieldError::required(path, ""));
+            continue;
+        }
+        if !request.is_empty() {
+            push(errors, format!("{path}.request"), request, names::label(request));
+        }
+        let whole = (name, "");
+        let overlaps = seen.contains(&whole) || request.is_empty() && seen.iter().any(|(other, _)| *other == name);
+        if overlaps {
+            errors.push(FieldError::duplicate(&path, &Value::from(name)));
+        } else if !seen.insert((name, request)) {
+            errors.push(FieldError::duplicate(&path, &Value::from(format!("{name}/{request}"))));
+        }
+        if !claims.contains(&name) {
+            let known = match claims {
+                [] => " which is empty".to_owned(),
+                claims => format!(
+                    ": {}",
+                    claims.iter().copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+                ),
+            };
+            let mut error = FieldError::not_found(path, &Value::from(name));
+            error.message.push_str(&format!(": must be one of the names in pod.spec.resourceClaims{known}"));
+            errors.push(error);
+        }
     }
 }
 
@@ -26,13 +83,15 @@ fn lists(resources: &Value, path: &str, errors: &mut Errors) {
     let (limits_path, requests_path) = (format!("{path}.limits"), format!("{path}.requests"));
     for (name, value) in entries(resources, "limits") {
         let path = format!("{limits_path}[{name}]");
-        container_resource(name, &limits_path, errors);
+        container_resource(name, &path, errors);
         quantity_errors(name, value, &path, errors);
+        whole_pages(name, value, &path, errors);
     }
     for (name, value) in entries(resources, "requests") {
         let path = format!("{requests_path}[{name}]");
-        container_resource(name, &requests_path, errors);
+        container_resource(name, &path, errors);
         quantity_errors(name, value, &path, errors);
+        whole_pages(name, value, &path, errors);
         let limit = resources.get("limits").and_then(|l| l.get(name));
         let (Some(request), limit) = (quantity(value), limit.and_then(quantity)) else { continue };
         match limit {
@@ -50,6 +109,25 @@ fn lists(resources: &Value, path: &str, errors: &mut Errors) {
             }
             _ => {}
         }
+    }
+    let all = || ["limits", "requests"].into_iter().flat_map(|list| entries(resources, list)).map(|(name, _)| name);
+    if all().any(|name| name.starts_with(HUGE_PAGES)) && !all().any(|name| matches!(name.as_str(), "cpu" | "memory")) {
+        errors.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
+    }
+}
+
+/// Huge pages come whole.
+fn whole_pages(name: &str, value: &Value, path: &str, errors: &mut Errors) {
+    let Some(size) = name.strip_prefix(HUGE_PAGES).and_then(|size| size.parse::<Quantity>().ok()) else { return };
+    let bytes = |quantity: Quantity| u64::try_from(quantity.units()).ok().filter(|_| quantity.is_integer());
+    let whole = match (quantity(value).and_then(bytes), bytes(size)) {
+        (Some(amount), Some(size)) if size > 0 => amount > 0 && amount % size == 0,
+        _ => false,
+    };
+    if !whole {
+        let shown = value.as_str().unwrap_or_default();
+        let why = format!("{shown} is not positive integer multiple of {name}");
+        errors.push(FieldError::invalid(path, value, why));
     }
 }
 
@@ -72,9 +150,12 @@ fn container_resource(name: &str, path: &str, errors: &mut Errors) {
         push(errors, path.to_owned(), name, messages);
         return;
     }
-    let standard = CONTAINER_RESOURCES.contains(&name) || name.starts_with("hugepages-");
+    let standard = CONTAINER_RESOURCES.contains(&name) || name.starts_with(HUGE_PAGES);
     if !name.contains('/') && !standard {
         let value = Value::from(name);
+        if !STANDARD_RESOURCES.contains(&name) {
+            errors.push(FieldError::invalid(path, &value, "must be a standard resource type or fully qualified"));
+        }
         errors.push(FieldError::invalid(path, &value, "must be a standard resource for containers"));
     } else if name.contains('/') && is_native(name) {
         let value = Value::from(name);
