@@ -7,6 +7,7 @@ pub mod clock;
 pub mod field;
 pub mod names;
 pub mod quantity;
+pub mod quota;
 pub mod random;
 pub mod training;
 

@@ -16,8 +16,11 @@ pub(crate) enum FieldValidation {
 
 /// The media types of a body that holds one object.
 pub(crate) fn check_media_type(content_type: &str) -> ApiResult<()> {
-    match content_type.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" | "application/yaml" | "application/x-yaml" => Ok(()),
+    let mut parts = content_type.split(';').map(str::trim);
+    let media = parts.next().unwrap_or_default();
+    let sound = parts.all(|parameter| parameter.is_empty() || parameter.contains('='));
+    match media {
+        "" | "application/json" | "application/yaml" if sound => Ok(()),
         _ => Err(ApiError::unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
              application/yaml, application/vnd.kubernetes.protobuf",

@@ -144,9 +144,9 @@ impl Query {
 /// The verb of a request, as authorization knows it.
 pub(crate) fn verb(method: &http::Method, named: bool, watch: bool) -> Option<&'static str> {
     Some(match (method.as_str(), named) {
-        ("GET" | "HEAD", true) => "get",
-        ("GET" | "HEAD", false) if watch => "watch",
-        ("GET" | "HEAD", false) => "list",
+        ("GET", true) => "get",
+        ("GET", false) if watch => "watch",
+        ("GET", false) => "list",
         ("POST", _) => "create",
         ("PUT", _) => "update",
         ("PATCH", _) => "patch",

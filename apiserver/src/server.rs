@@ -106,6 +106,8 @@ pub(crate) struct Api {
     pub(crate) metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
     /// Held by whoever brings the custom kinds up to date.
     pub(crate) settling: tokio::sync::Mutex<()>,
+    /// Held while a write is counted against a quota, until it is stored.
+    pub(crate) counting: tokio::sync::Mutex<()>,
 }
 
 /// A handle to the API server; clones share it.
@@ -134,6 +136,7 @@ impl ApiServer {
             pod_admission,
             metrics,
             settling: tokio::sync::Mutex::new(()),
+            counting: tokio::sync::Mutex::new(()),
         }));
         server.0.bootstrap(crds).await?;
         Ok(server)

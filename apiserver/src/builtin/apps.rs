@@ -5,12 +5,14 @@ use super::metadata::{IMMUTABLE, NOT_NEGATIVE};
 use super::rows::{AGE, CONTAINERS, IMAGES, NAME, age, containers_and_images, label_map, name, or_none, selector};
 use super::table::{WITH_STATUS, keep_status};
 use super::value::{child, field, fields, fill, int, items_mut, text};
-use super::{BuiltinKind, Context, label_selector, pod, wire};
+use super::workload_status::status_counts;
+use super::{BuiltinKind, Context, label_selector, names, pod, wire};
+use crate::schema::internal;
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSetSpec, DaemonSetStatus, DeploymentStatus, ReplicaSetSpec, ReplicaSetStatus,
 };
 use k8s_openapi::api::core::v1::PodSpec;
-use muster_api::field::FieldError;
+use muster_api::field::{FieldError, Reason};
 use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
@@ -56,6 +58,12 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         prepare_create: |set, _| {
             fields(set).remove("status");
             daemon_set_status(set);
+            set_template_generation(set, 1);
+        },
+        prepare_update: |new, old, context| {
+            keep_status(new, old, context.subresource);
+            let changed = new.pointer("/spec/template") != old.pointer("/spec/template");
+            set_template_generation(new, template_generation(old) + i64::from(changed));
         },
         validate: |set, _| validate_daemon_set(set),
         validate_update: selector_is_immutable,
@@ -105,12 +113,17 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         },
         prepare_update: |new, old, context| {
             keep_status(new, old, context.subresource);
+            let annotations = |object: &Value| object.pointer("/metadata/annotations").cloned();
             if context.subresource == "status" {
                 let metadata = fields(child(new, "metadata"));
                 match old.pointer("/metadata/labels") {
                     Some(labels) => metadata.insert("labels".into(), labels.clone()),
                     None => metadata.remove("labels"),
                 };
+            } else if new.get("spec") == old.get("spec") && annotations(new) != annotations(old) {
+                // Its controller copies annotations to what it makes.
+                let generation = int(old, "/metadata/generation").unwrap_or(0) + 1;
+                fields(child(new, "metadata")).insert("generation".into(), generation.into());
             }
         },
         validate: |deployment, _| validate_deployment(deployment),
@@ -204,7 +217,14 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "StatefulSet",
-        warnings: |object, old| pod::warnings::workload(object, old, "spec.template", false),
+        warnings: |set, old| {
+            let mut found = pod::warnings::workload(set, old, "spec.template", false);
+            if int(set, "/spec/revisionHistoryLimit").is_some_and(|limit| limit < 0) {
+                let why = "a negative value retains all historical revisions; a value >= 0 is recommended";
+                found.push(format!("spec.revisionHistoryLimit: {why}"));
+            }
+            found
+        },
         plural: "statefulsets",
         singular: "statefulset",
         short_names: &["sts"],
@@ -279,6 +299,7 @@ fn default_stateful_set(set: &mut Value) {
     fill(status, "availableReplicas", 0);
     let spec = child(set, "spec");
     fill(spec, "replicas", 1);
+    fill(spec, "serviceName", "");
     fill(spec, "podManagementPolicy", "OrderedReady");
     let strategy = child(spec, "updateStrategy");
     fill(strategy, "type", "RollingUpdate");
@@ -303,6 +324,7 @@ fn default_stateful_set(set: &mut Value) {
 fn default_daemon_set(set: &mut Value) {
     wire::normalise(set);
     daemon_set_status(set);
+    set_template_generation(set, template_generation(set));
     let spec = child(set, "spec");
     let strategy = child(spec, "updateStrategy");
     fill(strategy, "type", "RollingUpdate");
@@ -313,6 +335,23 @@ fn default_daemon_set(set: &mut Value) {
     }
     fill(spec, "revisionHistoryLimit", 10);
     pod::defaults::template(child(spec, "template"));
+}
+
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+/// How often the template was changed, as it is told in an annotation.
+fn template_generation(set: &Value) -> i64 {
+    let annotations = set.pointer("/metadata/annotations");
+    annotations
+        .and_then(|a| a.get(TEMPLATE_GENERATION))
+        .and_then(Value::as_str)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0)
+}
+
+fn set_template_generation(set: &mut Value, generation: i64) {
+    let annotations = child(child(set, "metadata"), "annotations");
+    fields(annotations).insert(TEMPLATE_GENERATION.into(), generation.to_string().into());
 }
 
 fn daemon_set_status(set: &mut Value) {
@@ -326,7 +365,7 @@ fn numbers(object: &Value, keys: &[&str], errors: &mut Vec<FieldError>) {
     for key in keys {
         let value = object.pointer(&format!("/spec/{key}"));
         if let Some(value) = value.filter(|v| v.as_i64().is_some_and(|n| n < 0)) {
-            errors.push(FieldError::invalid(format!("spec.{key}"), value, NOT_NEGATIVE));
+            errors.push(FieldError::invalid(format!("spec.{}", key.replace('/', ".")), value, NOT_NEGATIVE));
         }
     }
 }
@@ -334,10 +373,14 @@ fn numbers(object: &Value, keys: &[&str], errors: &mut Vec<FieldError>) {
 /// Checks that the selector is there and selects the template's own pods, and the template.
 fn selector_and_template(object: &Value, kind: &str, words: &str, errors: &mut Vec<FieldError>) {
     let selector = object.pointer("/spec/selector");
+    let mut sound = true;
     match selector {
+        None if kind == "DaemonSet" => {}
         None => errors.push(FieldError::required("spec.selector", "")),
         Some(selector) => {
-            errors.extend(label_selector::validate(selector, "spec.selector"));
+            let wrong = label_selector::validate(selector, "spec.selector");
+            sound = wrong.is_empty();
+            errors.extend(wrong);
             if label_selector::is_empty(selector) {
                 let why = format!("empty selector is invalid for {words}");
                 errors.push(FieldError::invalid("spec.selector", selector, why));
@@ -347,7 +390,13 @@ fn selector_and_template(object: &Value, kind: &str, words: &str, errors: &mut V
     let empty = json!({});
     let template = object.pointer("/spec/template").unwrap_or(&empty);
     let labels = template.pointer("/metadata/labels");
-    if !label_selector::matches(selector, labels) {
+    if !sound && kind != "DaemonSet" {
+        // What it selects cannot be told, so the template is not looked at.
+        let why = if kind == "ReplicaSet" { "invalid label selector" } else { "" };
+        errors.push(FieldError::invalid("spec.selector", selector.unwrap_or(&Value::Null), why));
+        return;
+    }
+    if sound && !label_selector::matches(selector, labels) {
         let value = labels.unwrap_or(&Value::Null);
         let why = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid("spec.template.metadata.labels", value, why));
@@ -377,9 +426,10 @@ fn validate_deployment(deployment: &Value) -> Vec<FieldError> {
         }
         "Recreate" => {}
         "RollingUpdate" => rolling_update(strategy, "spec.strategy.rollingUpdate", &mut errors),
-        kind => {
-            let value = Value::from(kind);
-            errors.push(FieldError::not_supported("spec.strategy.type", &value, &["Recreate", "RollingUpdate"]));
+        _ => {
+            let shown = internal::json("apps.DeploymentStrategy", strategy);
+            let message = format!("Unsupported value: {shown}: supported values: \"Recreate\", \"RollingUpdate\"");
+            errors.push(FieldError::new(Reason::NotSupported, "spec.strategy", message));
         }
     }
     numbers(deployment, &["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"], &mut errors);
@@ -401,7 +451,8 @@ fn rolling_update(strategy: &Value, path: &str, errors: &mut Vec<FieldError>) {
                 let percent = text.strip_suffix('%').filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit()));
                 match percent.and_then(|d| d.parse::<u32>().ok()) {
                     None => {
-                        let why = "must be an integer or percentage (e.g '5%%')";
+                        let why = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', \
+                                   regex used for validation is '[0-9]+%')";
                         errors.push(FieldError::invalid(path, value, why));
                     }
                     Some(percent) => {
@@ -449,14 +500,31 @@ fn validate_stateful_set(set: &Value) -> Vec<FieldError> {
     let kind = text(set, "/spec/updateStrategy/type");
     if !["OnDelete", "RollingUpdate"].contains(&kind) {
         let why = "must be 'RollingUpdate' or 'OnDelete'";
-        errors.push(FieldError::invalid("spec.updateStrategy", &Value::from(kind), why));
+        let strategy = set.pointer("/spec/updateStrategy").unwrap_or(&Value::Null);
+        errors.push(internal::invalid("spec.updateStrategy", "apps.StatefulSetUpdateStrategy", strategy, why));
     }
-    numbers(set, &["replicas", "minReadySeconds", "revisionHistoryLimit"], &mut errors);
+    numbers(set, &["updateStrategy/rollingUpdate/partition", "ordinals/start"], &mut errors);
+    for key in ["whenDeleted", "whenScaled"] {
+        let value = set.pointer(&format!("/spec/persistentVolumeClaimRetentionPolicy/{key}")).unwrap_or(&Value::Null);
+        if !["Retain", "Delete"].contains(&value.as_str().unwrap_or_default()) {
+            let path = format!("spec.persistentVolumeClaimRetentionPolicy.{key}");
+            errors.push(FieldError::not_supported(path, value, &["Retain", "Delete"]));
+        }
+    }
+    let service = text(set, "/spec/serviceName");
+    if !service.is_empty() {
+        let wrong = names::label(service).into_iter();
+        errors.extend(wrong.map(|why| FieldError::invalid("spec.serviceName", &Value::from(service), why)));
+    }
+    numbers(set, &["replicas", "minReadySeconds"], &mut errors);
     selector_and_template(set, "StatefulSet", "statefulset", &mut errors);
     errors
 }
 
-fn validate_stateful_set_update(new: &Value, old: &Value, _: &Context<'_>) -> Vec<FieldError> {
+fn validate_stateful_set_update(new: &Value, old: &Value, context: &Context<'_>) -> Vec<FieldError> {
+    if context.subresource == "status" {
+        return status_counts("StatefulSet", new);
+    }
     let mutable = [
         "replicas",
         "ordinals",
@@ -478,7 +546,10 @@ fn validate_stateful_set_update(new: &Value, old: &Value, _: &Context<'_>) -> Ve
     vec![FieldError::forbidden("spec", why)]
 }
 
-fn selector_is_immutable(new: &Value, old: &Value, _: &Context<'_>) -> Vec<FieldError> {
+fn selector_is_immutable(new: &Value, old: &Value, context: &Context<'_>) -> Vec<FieldError> {
+    if context.subresource == "status" {
+        return status_counts(field(new, "kind"), new);
+    }
     let (after, before) = (new.pointer("/spec/selector"), old.pointer("/spec/selector"));
     if after == before {
         return Vec::new();

@@ -14,14 +14,17 @@ mod core_kinds;
 mod event;
 mod kinds;
 mod label_selector;
+mod limit_range;
 mod pod;
 mod rbac;
 mod rows;
 mod service;
 mod storage;
 mod table;
+mod traffic;
 mod value;
 mod wire;
+mod workload_status;
 
 pub use columns::{Column, Doc};
 pub(crate) use rows::since;

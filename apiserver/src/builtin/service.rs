@@ -5,7 +5,7 @@ use super::metadata::{IMMUTABLE, validate_labels};
 use super::rows::{AGE, NAME, age, label_map, name, or_none};
 use super::table::{WITH_STATUS, keep_status};
 use super::value::{child, field, fields, fill, int, items, items_mut, list, text};
-use super::{BuiltinKind, Context, NameRule, names, wire};
+use super::{BuiltinKind, Context, NameRule, names, traffic, wire};
 use k8s_openapi::api::core::v1::ServiceSpec;
 use muster_api::field::{FieldError, Reason};
 use schemars::JsonSchema;
@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 pub(super) const KINDS: &[BuiltinKind] = &[BuiltinKind {
     kind: "Service",
+    warnings: |service, _| traffic::warnings(service),
     plural: "services",
     singular: "service",
     short_names: &["svc"],
@@ -247,6 +248,7 @@ fn validate(service: &Value) -> Vec<FieldError> {
     if !TYPES.contains(&kind) {
         errors.push(FieldError::not_supported("spec.type", &Value::from(kind), &TYPES));
     }
+    traffic::validate(spec, &mut errors);
     for (key, supported) in
         [("externalTrafficPolicy", ["Cluster", "Local"]), ("internalTrafficPolicy", ["Cluster", "Local"])]
     {
@@ -337,8 +339,16 @@ fn number(value: Option<&Value>, path: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
-fn validate_update(new: &Value, old: &Value, _: &Context<'_>) -> Vec<FieldError> {
+fn validate_update(new: &Value, old: &Value, context: &Context<'_>) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    if context.subresource == "status" {
+        let balanced = text(new, "/spec/type") == "LoadBalancer";
+        if !balanced && !list(new, "/status/loadBalancer/ingress").is_empty() {
+            let why = "may only be used when `spec.type` is 'LoadBalancer'";
+            errors.push(FieldError::forbidden("status.loadBalancer.ingress", why));
+        }
+        return errors;
+    }
     let kinds = (text(new, "/spec/type"), text(old, "/spec/type"));
     if kinds.0 == "ExternalName" || kinds.1 == "ExternalName" {
         return errors;

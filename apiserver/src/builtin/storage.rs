@@ -6,7 +6,7 @@ use super::pod::validate::quantity_errors;
 use super::rows::{AGE, NAME, age, name, or_unset};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, flag, items, list, text};
-use super::{BuiltinKind, Context, wire};
+use super::{BuiltinKind, Context, limit_range, wire};
 use crate::schema::internal;
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, PersistentVolumeSpec, PersistentVolumeStatus,
@@ -35,6 +35,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
             fields(claim).insert("status".into(), json!({"phase": "Pending"}));
             guard(claim, "kubernetes.io/pvc-protection");
         },
+        admit: |claim, old, context| if old.is_none() { limit_range::claim(claim, context) } else { Ok(()) },
         validate: |claim, _| validate_claim(claim),
         validate_update: validate_claim_update,
         columns: &[

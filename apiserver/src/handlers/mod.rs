@@ -7,6 +7,7 @@ mod definitions;
 mod delete;
 mod logs;
 mod patch;
+mod quota;
 mod read;
 mod reviews;
 mod scale;

@@ -118,6 +118,11 @@ impl Api {
                         _ => patch::merge::apply(&before, &patch.document)?,
                     },
                 };
+                let given = codec::name_of(&scale);
+                if !given.is_empty() && given != name {
+                    let why = format!("the name of the object ({given}) does not match the name on the URL ({name})");
+                    return Err(ApiError::bad_request(why));
+                }
                 let version = scale["metadata"]["resourceVersion"].as_str().unwrap_or_default();
                 if !version.is_empty() && before["metadata"]["resourceVersion"] != version {
                     return Err(served.conflict(&name));

@@ -97,6 +97,11 @@ impl Api {
                 self.store.durable(current.revision).await.map_err(|e| store_failed(&e))?;
                 return Ok(Written::Stored(current));
             }
+            let counted = change.subresource.is_empty();
+            let _held = match counted {
+                true => self.admit_quota(served, namespace, &new, Some(&old)).await?,
+                false => None,
+            };
             if change.options.dry_run {
                 return Ok(Written::Gone(new));
             }
@@ -194,9 +199,6 @@ impl Api {
                 if kind.generation && new["spec"] != old["spec"] {
                     bump_generation(&mut new);
                 }
-                if subresource.is_empty() {
-                    warnings.extend((kind.warnings)(&new, Some(old)));
-                }
                 let mut errors = metadata::validate(&new, &rules(served));
                 errors.extend(metadata::validate_update(&new, old, &rules(served)));
                 if errors.is_empty() {
@@ -228,6 +230,11 @@ impl Api {
             errors.extend(crd::validate_update(&new, old));
         }
         refuse(served, name, &errors)?;
+        if let Source::Builtin(kind) = &served.source
+            && subresource.is_empty()
+        {
+            warnings.extend((kind.warnings)(&new, Some(old)));
+        }
         if subresource.is_empty() {
             self.consult_webhooks(served, &new, Some(old), warnings)?;
         }

@@ -131,6 +131,7 @@ impl Api {
         let object = self.prepare_new(served, namespace, object, options, warnings)?;
         let name = codec::name_of(&object);
         let key = self.key(served, namespace, name);
+        let _held = self.admit_quota(served, namespace, &object, None).await?;
         if options.dry_run {
             return match self.store.head(&key) {
                 Some(_) => Err(self.exists(served, &key, name)),
@@ -197,7 +198,6 @@ impl Api {
                 if kind.generation {
                     metadata_of(&mut object).insert("generation".to_owned(), json!(1));
                 }
-                warnings.extend((kind.warnings)(&object, None));
                 let mut errors = metadata::validate(&object, &rules(served));
                 errors.extend((kind.validate)(&object, &context));
                 errors
@@ -219,6 +219,9 @@ impl Api {
             errors.extend(crd::validate(&object));
         }
         refuse(served, &name, &errors)?;
+        if let Source::Builtin(kind) = &served.source {
+            warnings.extend((kind.warnings)(&object, None));
+        }
         self.consult_webhooks(served, &object, None, warnings)?;
         Ok(object)
     }

@@ -8,12 +8,11 @@ use k8s_openapi::api::core::v1::ResourceQuota;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::core::DynamicObject;
 use muster_api::quantity::Quantity;
+use muster_api::quota::{Amounts, add, canonical, in_scope, usage};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-
-type Amounts = BTreeMap<String, Quantity>;
 
 pub(super) async fn attend(
     shared: &Arc<Shared>,
@@ -61,16 +60,6 @@ pub(super) async fn attend(
     }
 }
 
-/// `cpu` and `requests.cpu` are two names of one thing.
-fn canonical(key: &str) -> &str {
-    match key {
-        "requests.cpu" => "cpu",
-        "requests.memory" => "memory",
-        "requests.ephemeral-storage" => "ephemeral-storage",
-        other => other,
-    }
-}
-
 /// The kinds whose objects the quota limits.
 fn counted(shared: &Shared, hard: &BTreeSet<&str>) -> Vec<Arc<Resource>> {
     let wanted = |resource: &Resource| {
@@ -110,165 +99,4 @@ fn is_object_count(key: &str) -> bool {
         "services.nodeports",
     ];
     counts.contains(&key)
-}
-
-fn add(sum: &mut Amounts, amounts: Amounts) {
-    for (key, amount) in amounts {
-        let total = sum.entry(key).or_insert(Quantity::ZERO);
-        *total = *total + amount;
-    }
-}
-
-/// What one object takes of each resource.
-fn usage(group: &str, plural: &str, object: &Value) -> Amounts {
-    let one = Quantity::from_units(1);
-    let mut amounts = Amounts::new();
-    let count = if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") };
-    amounts.insert(count, one);
-    if !group.is_empty() {
-        return amounts;
-    }
-    match plural {
-        "pods" => {
-            if !matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
-                amounts.insert("pods".to_owned(), one);
-                add(&mut amounts, pod_requests(&object["spec"]));
-            }
-        }
-        "services" => {
-            amounts.insert("services".to_owned(), one);
-            let ports = object["spec"]["ports"].as_array().map_or(0, Vec::len);
-            let all_ports = Quantity::from_units(i64::try_from(ports).unwrap_or(i64::MAX));
-            match object["spec"]["type"].as_str() {
-                Some("NodePort") => {
-                    amounts.insert("services.nodeports".to_owned(), all_ports);
-                }
-                Some("LoadBalancer") => {
-                    amounts.insert("services.loadbalancers".to_owned(), one);
-                    amounts.insert("services.nodeports".to_owned(), all_ports);
-                }
-                _ => {}
-            }
-        }
-        "persistentvolumeclaims" => {
-            amounts.insert("persistentvolumeclaims".to_owned(), one);
-            let size = quantity(&object["spec"]["resources"]["requests"]["storage"]);
-            amounts.insert("requests.storage".to_owned(), size);
-        }
-        _ => {
-            amounts.insert(plural.to_owned(), one);
-        }
-    }
-    amounts
-}
-
-fn quantity(value: &Value) -> Quantity {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or(Quantity::ZERO)
-}
-
-/// What a pod asks for: its containers together, or its largest init container, whichever is more.
-fn pod_requests(spec: &Value) -> Amounts {
-    let mut amounts = Amounts::new();
-    for list in ["requests", "limits"] {
-        let of = |containers: &str| -> Vec<Amounts> {
-            let containers = spec[containers].as_array().into_iter().flatten();
-            containers
-                .map(|container| {
-                    let map = container["resources"][list].as_object().into_iter().flatten();
-                    map.map(|(key, value)| (key.clone(), quantity(value))).collect()
-                })
-                .collect()
-        };
-        let mut sum = Amounts::new();
-        of("containers").into_iter().for_each(|container| add(&mut sum, container));
-        for container in of("initContainers") {
-            for (key, amount) in container {
-                let total = sum.entry(key).or_insert(Quantity::ZERO);
-                *total = (*total).max(amount);
-            }
-        }
-        for (key, amount) in sum {
-            let native = ["cpu", "memory", "ephemeral-storage"].contains(&key.as_str());
-            let key = if list == "requests" && native { key } else { format!("{list}.{key}") };
-            amounts.insert(key, amount);
-        }
-    }
-    amounts
-}
-
-/// Whether a pod is one of those that the quota is about.
-fn in_scope(pod: &Value, spec: &Value) -> bool {
-    let best_effort = pod["status"]["qosClass"].as_str() == Some("BestEffort");
-    let limited = !pod["spec"]["activeDeadlineSeconds"].is_null();
-    let scopes = spec["scopes"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let simple = scopes.into_iter().all(|scope| match scope {
-        "BestEffort" => best_effort,
-        "NotBestEffort" => !best_effort,
-        "Terminating" => limited,
-        "NotTerminating" => !limited,
-        _ => true,
-    });
-    let selected = spec["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten().all(|expression| {
-        let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default();
-        let listed = expression["values"].as_array().is_some_and(|values| values.iter().any(|v| v == class));
-        match (expression["scopeName"].as_str(), expression["operator"].as_str()) {
-            (Some("PriorityClass"), Some("In")) => listed,
-            (Some("PriorityClass"), Some("NotIn")) => !listed,
-            (Some("PriorityClass"), Some("Exists")) => !class.is_empty(),
-            (Some("PriorityClass"), Some("DoesNotExist")) => class.is_empty(),
-            (Some("BestEffort"), _) => best_effort,
-            (Some("NotBestEffort"), _) => !best_effort,
-            (Some("Terminating"), _) => limited,
-            (Some("NotTerminating"), _) => !limited,
-            _ => true,
-        }
-    });
-    simple && selected
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shown(amounts: &Amounts) -> Vec<String> {
-        amounts.iter().map(|(key, amount)| format!("{key}={amount}")).collect()
-    }
-
-    #[test]
-    fn what_objects_take() {
-        let pod = json!({"spec": {"containers": [
-                {"resources": {"requests": {"cpu": "500m", "nvidia.com/gpu": "1"}, "limits": {"memory": "1Gi"}}},
-                {"resources": {"requests": {"cpu": "250m"}}}],
-            "initContainers": [{"resources": {"requests": {"cpu": "1"}}}]}, "status": {"phase": "Running"}});
-        assert_eq!(
-            shown(&usage("", "pods", &pod)),
-            ["count/pods=1", "cpu=1", "limits.memory=1Gi", "pods=1", "requests.nvidia.com/gpu=1"]
-        );
-        let done = json!({"spec": {}, "status": {"phase": "Succeeded"}});
-        assert_eq!(shown(&usage("", "pods", &done)), ["count/pods=1"]);
-        let service = json!({"spec": {"type": "NodePort", "ports": [{}, {}]}});
-        assert_eq!(shown(&usage("", "services", &service)), ["count/services=1", "services=1", "services.nodeports=2"]);
-        assert_eq!(shown(&usage("batch", "jobs", &json!({}))), ["count/jobs.batch=1"]);
-    }
-
-    #[test]
-    fn scopes() {
-        let pod = json!({"spec": {"priorityClassName": "high"}, "status": {"qosClass": "BestEffort"}});
-        for (spec, expected) in [
-            (json!({}), true),
-            (json!({"scopes": ["BestEffort"]}), true),
-            (json!({"scopes": ["NotBestEffort"]}), false),
-            (json!({"scopes": ["Terminating"]}), false),
-            (
-                json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}),
-                true,
-            ),
-            (
-                json!({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "DoesNotExist"}]}}),
-                false,
-            ),
-        ] {
-            assert_eq!(in_scope(&pod, &spec), expected, "{spec}");
-        }
-    }
 }

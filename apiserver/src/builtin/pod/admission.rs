@@ -1,8 +1,8 @@
 //! What other objects decide about a pod: its service account, its priority, its tolerations.
 
-use crate::builtin::Context;
 use crate::builtin::metadata::name_suffix;
 use crate::builtin::value::{child, field, fields, fill, int, items, items_mut, text};
+use crate::builtin::{Context, limit_range};
 use crate::error::{ApiError, ApiResult};
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ pub(super) fn admit(pod: &mut Value, old: Option<&Value>, context: &Context<'_>)
     }
     match old {
         None => {
+            limit_range::pod(pod, context)?;
             service_account(pod, context)?;
             priority(pod, context)?;
         }

@@ -35,7 +35,7 @@ fn requests_from_limits(resources: &mut Value) {
 }
 
 /// Takes away what release 1.34 knows and has switched off.
-fn drop_disabled(spec: &mut Value) {
+pub(in crate::builtin) fn drop_disabled(spec: &mut Value) {
     fields(spec).remove("hostnameOverride");
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         for container in items_mut(spec, list) {
@@ -63,6 +63,7 @@ fn drop_disabled(spec: &mut Value) {
 pub(in crate::builtin) fn template(template: &mut Value) {
     child(template, "metadata");
     template_spec(child(template, "spec"));
+    drop_disabled(child(template, "spec"));
 }
 
 /// Fills the spec of a pod template.
@@ -81,7 +82,6 @@ pub(in crate::builtin) fn template_spec(spec: &mut Value) {
     fill(spec, "schedulerName", "default-scheduler");
     child(spec, "securityContext");
     items_mut(spec, "volumes").for_each(volume);
-    drop_disabled(spec);
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         items_mut(spec, list).for_each(container);
     }

@@ -58,6 +58,7 @@ fn default(pod: &mut Value) {
 
 fn prepare_create(pod: &mut Value, context: &Context<'_>) {
     let spec = child(pod, "spec");
+    defaults::drop_disabled(spec);
     at_least_one_second(spec);
     let gated = !list(spec, "/schedulingGates").is_empty();
     let mut status = json!({"phase": "Pending", "qosClass": qos::class(spec)});
@@ -78,6 +79,7 @@ fn at_least_one_second(spec: &mut Value) {
 
 fn prepare_update(pod: &mut Value, old: &Value, context: &Context<'_>) {
     keep_status(pod, old, context.subresource);
+    defaults::drop_disabled(child(pod, "spec"));
     if context.subresource == "status" {
         let owners = old.pointer("/metadata/ownerReferences").cloned();
         let metadata = fields(child(pod, "metadata"));

@@ -1,0 +1,213 @@
+//! Limit ranges at admission: what containers that say nothing get, and what all have to keep within.
+
+use super::Context;
+use super::value::{child, entries, field, fields, fill, items, items_mut, text};
+use crate::error::{ApiError, ApiResult};
+use muster_api::quantity::Quantity;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+const ANNOTATION: &str = "kubernetes.io/limit-ranger";
+
+type Amounts = BTreeMap<String, Quantity>;
+
+fn ranges(context: &Context<'_>) -> Vec<Arc<Value>> {
+    context.objects.list("", "limitranges", context.namespace.unwrap_or_default())
+}
+
+/// The items of a range that are about objects of this type.
+fn about<'a>(range: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    let items = range.pointer("/spec/limits").and_then(Value::as_array).into_iter().flatten();
+    items.filter(move |item| field(item, "type") == kind)
+}
+
+/// Fills a new pod's containers and checks it.
+pub(super) fn pod(pod: &mut Value, context: &Context<'_>) -> ApiResult<()> {
+    let ranges = ranges(context);
+    for range in &ranges {
+        fill_in(pod, range);
+    }
+    for range in &ranges {
+        let mut wrong = Vec::new();
+        let spec = pod.get("spec").unwrap_or(&Value::Null);
+        for item in about(range, "Container") {
+            for container in ["containers", "initContainers"].into_iter().flat_map(|list| items(spec, list)) {
+                let resources = container.get("resources").unwrap_or(&Value::Null);
+                check(item, &amounts(resources, "requests"), &amounts(resources, "limits"), &mut wrong);
+            }
+        }
+        for item in about(range, "Pod") {
+            check(item, &of_pod(spec, "requests"), &of_pod(spec, "limits"), &mut wrong);
+        }
+        refuse("pods", text(pod, "/metadata/name"), &wrong)?;
+    }
+    Ok(())
+}
+
+/// Checks a claim on storage.
+pub(super) fn claim(claim: &Value, context: &Context<'_>) -> ApiResult<()> {
+    let resources = claim.pointer("/spec/resources").unwrap_or(&Value::Null);
+    let requests = amounts(resources, "requests");
+    for range in ranges(context) {
+        let mut wrong = Vec::new();
+        for item in about(&range, "PersistentVolumeClaim") {
+            for (name, enforced) in amounts(item, "min") {
+                least(item, &name, enforced, &requests, &Amounts::new(), &mut wrong);
+            }
+            for (name, enforced) in amounts(item, "max") {
+                let words = format!("maximum {name} usage per PersistentVolumeClaim is {enforced}");
+                match requests.get(&name) {
+                    None => wrong.push(format!("{words}.  No request is specified")),
+                    Some(request) if *request > enforced => wrong.push(format!("{words}, but request is {request}")),
+                    Some(_) => {}
+                }
+            }
+        }
+        refuse("persistentvolumeclaims", text(claim, "/metadata/name"), &wrong)?;
+    }
+    Ok(())
+}
+
+fn refuse(plural: &str, name: &str, wrong: &[String]) -> ApiResult<()> {
+    match wrong {
+        [] => Ok(()),
+        [one] => Err(ApiError::forbidden("", plural, name, one)),
+        many => Err(ApiError::forbidden("", plural, name, &format!("[{}]", many.join(", ")))),
+    }
+}
+
+fn fill_in(pod: &mut Value, range: &Value) {
+    let mut done = Vec::new();
+    for item in about(range, "Container") {
+        for (list, what) in [("containers", "container"), ("initContainers", "init container")] {
+            for container in items_mut(child(pod, "spec"), list) {
+                let name = field(container, "name").to_owned();
+                for (part, defaults, word) in
+                    [("requests", "defaultRequest", "request"), ("limits", "default", "limit")]
+                {
+                    let mut set = Vec::new();
+                    for (resource, amount) in entries(item, defaults) {
+                        let resources = child(child(container, "resources"), part);
+                        if resources.get(resource).is_none() {
+                            fill(resources, resource, amount.clone());
+                            set.push(resource.clone());
+                        }
+                    }
+                    if !set.is_empty() {
+                        done.push(format!("{} {word} for {what} {name}", set.join(", ")));
+                    }
+                }
+            }
+        }
+    }
+    if !done.is_empty() {
+        let annotations = child(child(pod, "metadata"), "annotations");
+        let told = format!("LimitRanger plugin set: {}", done.join("; "));
+        fields(annotations).insert(ANNOTATION.into(), told.into());
+    }
+}
+
+fn amounts(object: &Value, key: &str) -> Amounts {
+    let parse = |(name, amount): (&String, &Value)| Some((name.clone(), amount.as_str()?.parse().ok()?));
+    entries(object, key).filter_map(parse).collect()
+}
+
+/// Of the pod as a whole: its containers together, or the largest of those that run before.
+fn of_pod(spec: &Value, list: &str) -> Amounts {
+    let of = |container: &Value| amounts(container.get("resources").unwrap_or(&Value::Null), list);
+    let mut sum = Amounts::new();
+    for (name, amount) in items(spec, "containers").iter().flat_map(of) {
+        let total = sum.entry(name).or_insert(Quantity::ZERO);
+        *total = *total + amount;
+    }
+    for (name, amount) in items(spec, "initContainers").iter().flat_map(of) {
+        let total = sum.entry(name).or_insert(Quantity::ZERO);
+        *total = (*total).max(amount);
+    }
+    sum
+}
+
+fn check(item: &Value, requests: &Amounts, limits: &Amounts, wrong: &mut Vec<String>) {
+    for (name, enforced) in amounts(item, "min") {
+        least(item, &name, enforced, requests, limits, wrong);
+    }
+    for (name, enforced) in amounts(item, "max") {
+        let words = format!("maximum {name} usage per {} is {enforced}", field(item, "type"));
+        match (limits.get(&name), requests.get(&name)) {
+            (None, _) => wrong.push(format!("{words}.  No limit is specified")),
+            (Some(limit), _) if *limit > enforced => wrong.push(format!("{words}, but limit is {limit}")),
+            (_, Some(request)) if *request > enforced => wrong.push(format!("{words}, but request is {request}")),
+            _ => {}
+        }
+    }
+    for (name, enforced) in amounts(item, "maxLimitRequestRatio") {
+        let words = format!("{name} max limit to request ratio per {} is {enforced}", field(item, "type"));
+        let given = |map: &Amounts| map.get(&name).copied().filter(|amount| !amount.is_zero());
+        match (given(requests), given(limits)) {
+            (None, _) => wrong.push(format!("{words}, but no request is specified or request is 0")),
+            (_, None) => wrong.push(format!("{words}, but no limit is specified or limit is 0")),
+            (Some(request), Some(limit)) => {
+                let ratio = limit.milli() as f64 / request.milli() as f64;
+                if ratio * 1000.0 > enforced.milli() as f64 {
+                    wrong.push(format!("{words}, but provided ratio is {ratio:.6}"));
+                }
+            }
+        }
+    }
+}
+
+fn least(item: &Value, name: &str, enforced: Quantity, requests: &Amounts, limits: &Amounts, wrong: &mut Vec<String>) {
+    let words = format!("minimum {name} usage per {} is {enforced}", field(item, "type"));
+    match (requests.get(name), limits.get(name)) {
+        (None, _) => wrong.push(format!("{words}.  No request is specified")),
+        (Some(request), _) if *request < enforced => wrong.push(format!("{words}, but request is {request}")),
+        (_, Some(limit)) if *limit < enforced => wrong.push(format!("{words}, but limit is {limit}")),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builtin::Objects;
+    use serde_json::json;
+
+    struct One(Value);
+
+    impl Objects for One {
+        fn get(&self, _: &str, _: &str, _: &str, _: &str) -> Option<Arc<Value>> {
+            None
+        }
+
+        fn list(&self, _: &str, plural: &str, _: &str) -> Vec<Arc<Value>> {
+            if plural == "limitranges" { vec![Arc::new(self.0.clone())] } else { Vec::new() }
+        }
+    }
+
+    #[test]
+    fn pods_are_filled_and_kept_within_bounds() {
+        let range = One(json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "1"},
+            "defaultRequest": {"cpu": "500m"}, "max": {"cpu": "2"}, "min": {"cpu": "100m"}}]}}));
+        let context = Context { now: "", namespace: Some("n"), subresource: "", objects: &range, random: &|| 1 };
+        let mut silent = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}});
+        assert_eq!(pod(&mut silent, &context), Ok(()));
+        assert_eq!(
+            silent["spec"]["containers"][0]["resources"],
+            json!({"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}})
+        );
+        assert_eq!(
+            silent["metadata"]["annotations"][ANNOTATION],
+            "LimitRanger plugin set: cpu request for container a; cpu limit for container a"
+        );
+        let resources = json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "3"}});
+        let mut wrong =
+            json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "resources": resources}]}});
+        let error = pod(&mut wrong, &context).expect_err("beyond both bounds");
+        assert_eq!(
+            error.message,
+            "pods \"p\" is forbidden: [minimum cpu usage per Container is 100m, but request is 50m, maximum cpu usage \
+             per Container is 2, but limit is 3]"
+        );
+    }
+}
