@@ -242,7 +242,10 @@ impl Served {
         Err(ApiError::bad_request(if only_metadata {
             format!("{key:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
         } else {
-            format!("field label not supported: {key}")
+            match self.kind.as_str() {
+                "Job" => format!("field label {key:?} not supported for Job"),
+                _ => format!("field label not supported: {key}"),
+            }
         }))
     }
 

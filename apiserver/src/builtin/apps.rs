@@ -9,7 +9,7 @@ use super::workload_status::status_counts;
 use super::{BuiltinKind, Context, label_selector, names, pod, wire};
 use crate::schema::internal;
 use k8s_openapi::api::apps::v1::{
-    ControllerRevision, DaemonSetSpec, DaemonSetStatus, DeploymentStatus, ReplicaSetSpec, ReplicaSetStatus,
+    ControllerRevision, DaemonSetStatus, DeploymentStatus, ReplicaSetSpec, ReplicaSetStatus,
 };
 use k8s_openapi::api::core::v1::PodSpec;
 use muster_api::field::{FieldError, Reason};
@@ -18,6 +18,16 @@ use serde_json::{Map, Value, json};
 
 const APPS: BuiltinKind =
     BuiltinKind { group: "apps", categories: &["all"], generation: true, acted_on: false, ..WITH_STATUS };
+// These columns keep the words that older versions of their kinds had.
+const NODES_READY: &str = "The number of nodes that should be running the daemon pod and have one or more of the daemon \
+                           pod running and ready.";
+const DAEMONS_SELECTOR: &str = "A label query over pods that are managed by the daemon set. Must match in order to be \
+                                controlled. If empty, defaulted to labels on Pod template. More info: \
+                                https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors";
+const REPLICAS_SELECTOR: &str = "Selector is a label query over pods that should match the replica count. If the selector \
+                                 is empty, it is defaulted to the labels present on the pod template. Label keys and \
+                                 values that must match in order to be controlled by this replica set. More info: \
+                                 https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors";
 const SCALED: &[&str] = &["scale", "status"];
 
 pub(super) const KINDS: &[BuiltinKind] = &[
@@ -71,7 +81,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
             NAME,
             Column::new("Desired", Doc::Field(DaemonSetStatus::json_schema, "desiredNumberScheduled")).typed("integer"),
             Column::new("Current", Doc::Field(DaemonSetStatus::json_schema, "currentNumberScheduled")).typed("integer"),
-            Column::new("Ready", Doc::Field(DaemonSetStatus::json_schema, "numberReady")).typed("integer"),
+            Column::new("Ready", Doc::Text(NODES_READY)).typed("integer"),
             Column::new("Up-to-date", Doc::Field(DaemonSetStatus::json_schema, "updatedNumberScheduled"))
                 .typed("integer"),
             Column::new("Available", Doc::Field(DaemonSetStatus::json_schema, "numberAvailable")).typed("integer"),
@@ -79,7 +89,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
             AGE,
             CONTAINERS,
             IMAGES,
-            Column::wide("Selector", Doc::Field(DaemonSetSpec::json_schema, "selector")),
+            Column::wide("Selector", Doc::Text(DAEMONS_SELECTOR)),
         ],
         row: |set, now| {
             let [containers, images] = containers_and_images(set.pointer("/spec/template/spec"));
@@ -191,7 +201,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
             AGE,
             CONTAINERS,
             IMAGES,
-            Column::wide("Selector", Doc::Field(ReplicaSetSpec::json_schema, "selector")),
+            Column::wide("Selector", Doc::Text(REPLICAS_SELECTOR)),
         ],
         row: |set, now| {
             let [containers, images] = containers_and_images(set.pointer("/spec/template/spec"));
@@ -485,7 +495,10 @@ fn validate_daemon_set(set: &Value) -> Vec<FieldError> {
     let kind = text(set, "/spec/updateStrategy/type");
     if !["OnDelete", "RollingUpdate"].contains(&kind) {
         let value = Value::from(kind);
-        errors.push(FieldError::not_supported("spec.updateStrategy.type", &value, &["RollingUpdate", "OnDelete"]));
+        let shown =
+            internal::json("apps.DaemonSetUpdateStrategy", set.pointer("/spec/updateStrategy").unwrap_or(&value));
+        let message = format!("Unsupported value: {shown}: supported values: \"RollingUpdate\", \"OnDelete\"");
+        errors.push(FieldError::new(Reason::NotSupported, "spec.updateStrategy", message));
     }
     errors
 }
@@ -583,7 +596,7 @@ mod tests {
             (json!({"selector": {"matchLabels": {"app": "x"}}}), vec!["spec.template.metadata.labels"]),
             (json!({"selector": {}}), vec!["spec.selector"]),
             (json!({"strategy": {"type": "Recreate", "rollingUpdate": {}}}), vec!["spec.strategy.rollingUpdate"]),
-            (json!({"strategy": {"type": "Nope"}}), vec!["spec.strategy.type"]),
+            (json!({"strategy": {"type": "Nope"}}), vec!["spec.strategy"]),
             (
                 json!({"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": "0%"}}}),
                 vec!["spec.strategy.rollingUpdate.maxUnavailable"],

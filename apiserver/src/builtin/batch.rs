@@ -7,7 +7,7 @@ use super::rows::{
 };
 use super::table::WITH_STATUS;
 use super::value::{child, field, fields, fill, flag, int, items_mut, list, text};
-use super::{BuiltinKind, Context, label_selector, pod, wire};
+use super::{BuiltinKind, Context, job_rules, label_selector, pod, wire};
 use crate::schema::internal;
 use k8s_openapi::api::batch::v1::{CronJobSpec, CronJobStatus, JobSpec};
 use muster_api::field::FieldError;
@@ -210,18 +210,23 @@ fn spec_errors(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             errors.push(FieldError::not_supported(path, &Value::from(mode), &["NonIndexed", "Indexed"]));
         }
     }
+    job_rules::spec(spec, path, errors);
     let empty = json!({});
     let template = spec.get("template").unwrap_or(&empty);
     errors.extend(pod::validate::template(template, &format!("{path}.template")));
     if text(template, "/spec/restartPolicy") == "Always" {
         let field = format!("{path}.template.spec.restartPolicy");
         errors.push(FieldError::required(field, "valid values: \"OnFailure\", \"Never\""));
+    } else if !["OnFailure", "Never"].contains(&text(template, "/spec/restartPolicy")) {
+        let field = format!("{path}.template.spec.restartPolicy");
+        let policy = Value::from(text(template, "/spec/restartPolicy"));
+        errors.push(FieldError::not_supported(field, &policy, &["OnFailure", "Never"]));
     }
 }
 
 fn validate_job_update(new: &Value, old: &Value, context: &Context<'_>) -> Vec<FieldError> {
     if context.subresource == "status" {
-        return Vec::new();
+        return job_rules::status(new, old);
     }
     let mut errors = job_spec(new);
     let empty = json!({});
@@ -297,6 +302,10 @@ fn validate_cron_job(cron: &Value) -> Vec<FieldError> {
     } else if let Some(why) = schedule_error(schedule) {
         errors.push(FieldError::invalid("spec.schedule", &Value::from(schedule), why));
     }
+    if spec.get("timeZone").is_some_and(|zone| zone == "") {
+        let why = "timeZone must be nil or non-empty string";
+        errors.push(FieldError::invalid("spec.timeZone", &Value::from(""), why));
+    }
     not_negative(
         spec,
         "spec",
@@ -310,10 +319,10 @@ fn validate_cron_job(cron: &Value) -> Vec<FieldError> {
     }
     let job = spec.pointer("/jobTemplate/spec").unwrap_or(&empty);
     if job.get("manualSelector").is_some() {
-        errors.push(FieldError::forbidden(
-            "spec.jobTemplate.spec.manualSelector",
-            "`manualSelector` will be auto-generated",
-        ));
+        let path = "spec.jobTemplate.spec.manualSelector";
+        if flag(job, "/manualSelector") {
+            errors.push(FieldError::not_supported(path, &Value::Bool(true), &["nil", "false"]));
+        }
     }
     spec_errors(job, "spec.jobTemplate.spec", &mut errors);
     let name = text(cron, "/metadata/name");
@@ -333,7 +342,28 @@ fn schedule_error(schedule: &str) -> Option<String> {
     }
     let parts: Vec<&str> = schedule.split_whitespace().collect();
     if parts.len() != 5 {
-        return Some(format!("expected exactly 5 fields, found {}: {parts:?}", parts.len()));
+        return Some(format!("expected exactly 5 fields, found {}: [{}]", parts.len(), parts.join(" ")));
+    }
+    // Minute, hour, day of the month, month, day of the week.
+    let bounds = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
+    for (part, (least, most)) in parts.iter().zip(bounds) {
+        for item in part.split(',') {
+            let (range, step) = item.split_once('/').unwrap_or((item, ""));
+            if !step.is_empty() && step.parse::<u32>() == Ok(0) {
+                return Some(format!("step of range should be a positive number: {item}"));
+            }
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { continue };
+            if first < least {
+                return Some(format!("beginning of range ({first}) below minimum ({least}): {item}"));
+            }
+            if last > most {
+                return Some(format!("end of range ({last}) above maximum ({most}): {item}"));
+            }
+            if first > last {
+                return Some(format!("beginning of range ({first}) beyond end of range ({last}): {item}"));
+            }
+        }
     }
     let bad = parts.iter().find(|part| {
         !part

@@ -5,7 +5,7 @@ use super::pod::validate::{quantity_errors, resource_name};
 use super::rows::{AGE, NAME, age, containers_and_images, label_map, name, or_none};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, int, items, items_mut, text};
-use super::{BuiltinKind, Context, names, pod, wire};
+use super::{BuiltinKind, Context, limit_range, names, pod, wire};
 use k8s_openapi::api::core::v1::{Endpoints, ReplicationControllerSpec, ReplicationControllerStatus, ServiceAccount};
 use muster_api::field::FieldError;
 use schemars::JsonSchema;
@@ -40,6 +40,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         short_names: &["limits"],
         create_on_update: true,
         default: default_limits,
+        validate: |range, _| limit_range::validate(range),
         ..BASE
     },
     BuiltinKind {

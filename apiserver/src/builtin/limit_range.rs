@@ -3,9 +3,10 @@
 use super::Context;
 use super::value::{child, entries, field, fields, fill, items, items_mut, text};
 use crate::error::{ApiError, ApiResult};
+use muster_api::field::FieldError;
 use muster_api::quantity::Quantity;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
@@ -74,6 +75,77 @@ fn refuse(plural: &str, name: &str, wrong: &[String]) -> ApiResult<()> {
         [] => Ok(()),
         [one] => Err(ApiError::forbidden("", plural, name, one)),
         many => Err(ApiError::forbidden("", plural, name, &format!("[{}]", many.join(", ")))),
+    }
+}
+
+/// What is wrong with a range itself.
+pub(super) fn validate(range: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let mut seen = BTreeSet::new();
+    let items = range.pointer("/spec/limits").and_then(Value::as_array).into_iter().flatten();
+    for (i, item) in items.enumerate() {
+        let path = format!("spec.limits[{i}]");
+        let kind = field(item, "type");
+        if !["Pod", "Container", "PersistentVolumeClaim"].contains(&kind) && !kind.contains('/') {
+            let why = "must be a standard limit type or fully qualified";
+            errors.push(FieldError::invalid(format!("{path}.type"), &Value::from(kind), why));
+        }
+        if !seen.insert(kind) {
+            errors.push(FieldError::duplicate(format!("{path}.type"), &Value::from(kind)));
+        }
+        if kind == "Pod" {
+            for key in ["default", "defaultRequest"].into_iter().filter(|key| item.get(*key).is_some()) {
+                errors
+                    .push(FieldError::forbidden(format!("{path}.{key}"), "may not be specified when `type` is 'Pod'"));
+            }
+        }
+        if kind == "PersistentVolumeClaim" && ["min", "max"].iter().all(|key| item.get(*key).is_none()) {
+            let why = "either minimum or maximum storage value is required, but neither was provided";
+            errors.push(FieldError::required(format!("{path}.limits"), why));
+        }
+        bounds(item, &path, kind == "Pod", &mut errors);
+    }
+    errors
+}
+
+/// The least, the defaults and the most of each resource come in this order.
+fn bounds(item: &Value, path: &str, of_pods: bool, errors: &mut Vec<FieldError>) {
+    let [min, max] = ["min", "max"].map(|key| amounts(item, key));
+    let [request, limit] =
+        ["defaultRequest", "default"].map(|key| if of_pods { Amounts::new() } else { amounts(item, key) });
+    let ratios = amounts(item, "maxLimitRequestRatio");
+    let names: BTreeSet<&String> =
+        [&min, &max, &request, &limit, &ratios].into_iter().flat_map(BTreeMap::keys).collect();
+    for name in names {
+        let mut ordered =
+            |key: &str, shown: Quantity, low: (&str, Option<&Quantity>), high: (&str, Option<&Quantity>)| {
+                if let ((low, Some(a)), (high, Some(b))) = (low, high)
+                    && a > b
+                {
+                    let why = format!("{low} value {a} is greater than {high} value {b}");
+                    errors.push(FieldError::invalid(format!("{path}.{key}[{name}]"), &shown.to_string().into(), why));
+                }
+            };
+        let (least, most) = (min.get(name), max.get(name));
+        let (asked, given) = (request.get(name), limit.get(name));
+        if let Some(value) = least {
+            ordered("min", *value, ("min", least), ("max", most));
+        }
+        if let Some(value) = asked {
+            ordered("defaultRequest", *value, ("min", least), ("default request", asked));
+            ordered("defaultRequest", *value, ("default request", asked), ("max", most));
+            ordered("defaultRequest", *value, ("default request", asked), ("default limit", given));
+        }
+        if let Some(value) = least.filter(|_| given.is_some()) {
+            ordered("default", *value, ("min", least), ("default", given));
+        }
+        if let Some(value) = most.filter(|_| given.is_some()) {
+            ordered("default", *value, ("default", given), ("max", most));
+        }
+        if let Some(ratio) = ratios.get(name).filter(|ratio| **ratio < Quantity::from_units(1)) {
+            let path = format!("{path}.maxLimitRequestRatio[{name}]");
+            errors.push(FieldError::invalid(path, &ratio.to_string().into(), format!("ratio {ratio} is less than 1")));
+        }
     }
 }
 

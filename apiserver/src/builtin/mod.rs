@@ -12,6 +12,7 @@ mod columns;
 mod config;
 mod core_kinds;
 mod event;
+mod job_rules;
 mod kinds;
 mod label_selector;
 mod limit_range;

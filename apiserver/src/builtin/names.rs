@@ -61,7 +61,9 @@ pub fn subdomain(text: &str) -> Vec<String> {
 
 /// RFC 1123 label, at most 63 characters.
 pub fn label(text: &str) -> Vec<String> {
-    checks(&[(text.len() > 63, &|| too_long(63)), (!is_label(text), &|| LABEL.to_owned())])
+    let dotted = !is_label(text) && subdomain(text).is_empty();
+    let wrong = || if dotted { "must not contain dots".to_owned() } else { LABEL.to_owned() };
+    checks(&[(text.len() > 63, &|| too_long(63)), (!is_label(text), &wrong)])
 }
 
 /// RFC 1035 label: as `label`, and begins with a letter.

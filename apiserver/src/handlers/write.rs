@@ -73,7 +73,14 @@ pub(super) fn refuse(served: &Served, name: &str, errors: &[FieldError]) -> ApiR
 }
 
 pub(super) fn store_failed(error: &CommitError) -> ApiError {
-    ApiError::internal(error.to_string())
+    match error {
+        CommitError::Full(_) => {
+            let mut full = ApiError::new(507, "InsufficientStorage", format!("nothing was written: {error}"));
+            full.retry_after = Some(1);
+            full
+        }
+        error => ApiError::internal(error.to_string()),
+    }
 }
 
 impl Api {

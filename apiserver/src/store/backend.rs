@@ -18,6 +18,9 @@ pub enum BackendError {
     Sqlite(#[from] rusqlite::Error),
     #[error("the store's file failed: {0}")]
     Io(#[from] std::io::Error),
+    /// There is no room. What was to be kept was not, and that is certain: the next attempt may go well.
+    #[error("no space is left for the store: {0}")]
+    Full(String),
     #[error("the store refused: {0}")]
     Other(String),
 }
@@ -28,7 +31,8 @@ pub trait Backend: Send {
     /// missing, so that history is complete only above it.
     fn load(&mut self, visit: &mut dyn FnMut(Row)) -> Result<u64, BackendError>;
 
-    /// Keeps all the rows or none. Once it returns Ok they survive a power cut.
+    /// Keeps all the rows or none. Once it returns Ok they survive a power cut; on [`BackendError::Full`] none of them is
+    /// kept; after any other error nobody knows.
     fn commit(&mut self, rows: &[Row]) -> Result<(), BackendError>;
 
     /// Drops rows that newer ones have superseded; all of them are at or below `floor`. Need not be durable.

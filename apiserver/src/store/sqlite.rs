@@ -62,11 +62,55 @@ impl Sqlite {
         Ok(Sqlite { connection, wal, pages: most_pages, most_pages })
     }
 
+    /// As `checkpoint`, but without room for it the log just stays longer.
+    fn checkpoint_if_possible(&mut self) -> Result<(), BackendError> {
+        match self.checkpoint() {
+            Err(BackendError::Sqlite(error)) if is_full(&error) => {
+                tracing::warn!(%error, "no space is left to tidy up the store");
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Writes the rows into the log, not yet flushed. Returns how many bytes they are.
+    fn append(&mut self, rows: &[Row]) -> Result<usize, rusqlite::Error> {
+        // A transaction that ends early is rolled back.
+        let transaction = self.connection.transaction()?;
+        let mut bytes = 0;
+        {
+            let mut insert = transaction.prepare("INSERT INTO revisions VALUES (?1, ?2, ?3)")?;
+            for row in rows {
+                insert.execute(params![row.revision as i64, row.key, row.value.as_deref()])?;
+                bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
+            }
+        }
+        transaction.commit()?;
+        Ok(bytes)
+    }
+
+    fn delete(&mut self, floor: u64, superseded: &[u64]) -> Result<(), rusqlite::Error> {
+        let transaction = self.connection.transaction()?;
+        {
+            let mut delete = transaction.prepare("DELETE FROM revisions WHERE revision = ?1")?;
+            for revision in superseded {
+                delete.execute(params![*revision as i64])?;
+            }
+        }
+        transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'floor'", params![floor as i64])?;
+        transaction.commit()
+    }
+
     fn checkpoint(&mut self) -> Result<(), BackendError> {
         self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         self.pages = 0;
         Ok(())
     }
+}
+
+/// Whether SQLite found no room, and so has taken back what it was about to write.
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// The path of the WAL that belongs to a database.
@@ -137,18 +181,12 @@ impl Backend for Sqlite {
 
     fn commit(&mut self, rows: &[Row]) -> Result<(), BackendError> {
         if self.pages > self.most_pages {
-            self.checkpoint()?;
+            self.checkpoint_if_possible()?;
         }
-        let transaction = self.connection.transaction()?;
-        let mut bytes = 0;
-        {
-            let mut insert = transaction.prepare("INSERT INTO revisions VALUES (?1, ?2, ?3)")?;
-            for row in rows {
-                insert.execute(params![row.revision as i64, row.key, row.value.as_deref()])?;
-                bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
-            }
-        }
-        transaction.commit()?;
+        let bytes = self.append(rows).map_err(|error| match is_full(&error) {
+            true => BackendError::Full(error.to_string()),
+            false => BackendError::Sqlite(error),
+        })?;
         self.wal.sync_data()?;
         self.pages += 4 + 2 * (bytes as i64 / PAGE + 1);
         Ok(())
@@ -156,21 +194,16 @@ impl Backend for Sqlite {
 
     fn compact(&mut self, floor: u64, superseded: &[u64]) -> Result<(), BackendError> {
         if self.pages > IDLE_PAGES {
-            self.checkpoint()?;
+            self.checkpoint_if_possible()?;
         }
-        let transaction = self.connection.transaction()?;
-        {
-            let mut delete = transaction.prepare("DELETE FROM revisions WHERE revision = ?1")?;
-            for revision in superseded {
-                delete.execute(params![*revision as i64])?;
-            }
-        }
-        transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'floor'", params![floor as i64])?;
-        transaction.commit()?;
-        self.checkpoint()
+        self.delete(floor, superseded).map_err(|error| match is_full(&error) {
+            true => BackendError::Full(error.to_string()),
+            false => BackendError::Sqlite(error),
+        })?;
+        self.checkpoint_if_possible()
     }
 
     fn idle(&mut self) -> Result<(), BackendError> {
-        if self.pages > IDLE_PAGES { self.checkpoint() } else { Ok(()) }
+        if self.pages > IDLE_PAGES { self.checkpoint_if_possible() } else { Ok(()) }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::*;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn object(name: &str, data: u64) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"n": name}}, "data": data})
@@ -223,4 +224,54 @@ async fn nothing_is_answered_or_visible_before_it_is_durable() {
     fail.store(false, std::sync::atomic::Ordering::SeqCst);
     let refused = store.commit(vec![Op::Create { key: key("later"), draft: draft("later", 1) }]).await;
     assert!(matches!(refused, Err(CommitError::Backend(_))), "after a failed flush nothing is accepted");
+}
+
+/// Refuses as a full disk does while it is told to.
+struct Cramped {
+    full: Arc<AtomicBool>,
+    rows: Arc<Mutex<Vec<Row>>>,
+}
+
+impl Backend for Cramped {
+    fn load(&mut self, visit: &mut dyn FnMut(Row)) -> Result<u64, BackendError> {
+        self.rows.lock().unwrap().iter().cloned().for_each(visit);
+        Ok(0)
+    }
+
+    fn commit(&mut self, rows: &[Row]) -> Result<(), BackendError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(BackendError::Full("full".to_owned()));
+        }
+        self.rows.lock().unwrap().extend_from_slice(rows);
+        Ok(())
+    }
+
+    fn compact(&mut self, _: u64, _: &[u64]) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_store_without_room_refuses_and_goes_on_when_there_is_some() {
+    let (full, rows) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let backend = || Box::new(Cramped { full: full.clone(), rows: Arc::clone(&rows) });
+    let store = Store::open(backend(), |_, _| Index::default()).unwrap();
+    let create = |name: &str| {
+        let value = serde_json::json!({"metadata": {"name": name}});
+        vec![Op::Create { key: Key::new(&resource(), Some("n"), name), draft: Draft::new(&value, Index::default()) }]
+    };
+    let before = store.commit(create("before")).await.unwrap().remove(0);
+    full.store(true, Ordering::SeqCst);
+    let together = futures::future::join_all(["a", "b", "c"].map(|name| store.commit(create(name)))).await;
+    assert!(together.iter().all(|outcome| matches!(outcome, Err(CommitError::Full(_)))));
+    assert!(store.head(&Key::new(&resource(), Some("n"), "a")).is_none(), "what was not kept is not seen");
+    full.store(false, Ordering::SeqCst);
+    let after = store.commit(create("a")).await.unwrap().remove(0);
+    assert!(after.revision > before.revision + 3, "the numbers of what was lost are not used again");
+    assert!(matches!(store.durable(before.revision + 1).await, Err(CommitError::Full(_))));
+    assert_eq!(store.durable(after.revision).await, Ok(()));
+    store.close();
+    let reopened = Store::open(backend(), |_, _| Index::default()).unwrap();
+    assert_eq!((reopened.count("/configmaps"), reopened.revision()), (2, after.revision));
+    reopened.close();
 }

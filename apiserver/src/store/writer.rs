@@ -46,7 +46,28 @@ pub enum CommitError {
     #[error("step {0}: there is no such object")]
     Missing(usize),
     #[error("{0}")]
+    Full(Arc<str>),
+    #[error("{0}")]
     Backend(Arc<str>),
+}
+
+/// How a batch came to nothing.
+#[derive(Clone, Debug)]
+struct Failure {
+    full: bool,
+    why: Arc<str>,
+}
+
+impl From<Failure> for CommitError {
+    fn from(Failure { full, why }: Failure) -> Self {
+        if full { CommitError::Full(why) } else { CommitError::Backend(why) }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        Failure { full: matches!(error, BackendError::Full(_)), why: error.to_string().into() }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +82,7 @@ pub enum OpenError {
 
 struct Pending {
     events: Vec<(Key, Event)>,
-    reply: oneshot::Sender<Result<(), Arc<str>>>,
+    reply: oneshot::Sender<Result<(), Failure>>,
 }
 
 struct InFlight {
@@ -76,6 +97,8 @@ struct Head {
     closing: bool,
     /// After a failed flush nobody knows what the disk holds: all later writes are refused.
     failed: Option<Arc<str>>,
+    /// Revisions, from and to, that were numbered and found no room.
+    lost: Vec<(u64, u64)>,
     /// Set for backends that commit on the caller's thread.
     inline: Option<Box<dyn Backend>>,
 }
@@ -138,8 +161,15 @@ impl Store {
         view.raise_floor(floor);
         let inline = backend.inline();
         let (inline, threaded) = if inline { (Some(backend), None) } else { (None, Some(backend)) };
-        let head =
-            Head { revision, in_flight: HashMap::new(), queue: Vec::new(), closing: false, failed: None, inline };
+        let head = Head {
+            revision,
+            in_flight: HashMap::new(),
+            queue: Vec::new(),
+            closing: false,
+            failed: None,
+            lost: Vec::new(),
+            inline,
+        };
         let inner = Arc::new(Inner { head: Mutex::new(head), wake: Condvar::new(), view, thread: Mutex::new(None) });
         if let Some(backend) = threaded {
             let shared = inner.clone();
@@ -198,10 +228,17 @@ impl Store {
         loop {
             // Made before the look, so that no revision between the two is missed.
             let published = self.0.view.published();
+            let (failed, lost) = {
+                let head = self.0.lock();
+                (head.failed.clone(), head.lost.iter().any(|(from, to)| (*from..=*to).contains(&revision)))
+            };
+            if lost {
+                return Err(CommitError::Full("no space was left for the object".into()));
+            }
             if self.revision() >= revision {
                 return Ok(());
             }
-            if let Some(why) = self.0.lock().failed.clone() {
+            if let Some(why) = failed {
                 return Err(CommitError::Backend(why));
             }
             tokio::select! {
@@ -218,13 +255,13 @@ impl Store {
         let (objects, reply) = self.submit(ops)?;
         match reply.await {
             Ok(Ok(())) => Ok(objects),
-            Ok(Err(why)) => Err(CommitError::Backend(why)),
+            Ok(Err(failure)) => Err(failure.into()),
             Err(_) => Err(CommitError::Backend("the store is closed".into())),
         }
     }
 
     #[allow(clippy::type_complexity)]
-    fn submit(&self, ops: Vec<Op>) -> Result<(Vec<Arc<Object>>, oneshot::Receiver<Result<(), Arc<str>>>), CommitError> {
+    fn submit(&self, ops: Vec<Op>) -> Result<(Vec<Arc<Object>>, oneshot::Receiver<Result<(), Failure>>), CommitError> {
         let inner = &*self.0;
         let mut head = inner.lock();
         if let Some(why) = &head.failed {
@@ -279,10 +316,9 @@ impl Store {
                     let _ = reply.send(Ok(()));
                 }
                 Err(error) => {
-                    let why: Arc<str> = error.to_string().into();
-                    head.in_flight.clear();
-                    head.failed = Some(why.clone());
-                    let _ = reply.send(Err(why));
+                    let failure = Failure::from(&error);
+                    inner.take_back(&mut head, &failure);
+                    let _ = reply.send(Err(failure));
                 }
             }
         } else {
@@ -314,6 +350,24 @@ impl Inner {
         match head.in_flight.get(key) {
             Some(entry) => entry.object.clone(),
             None => self.view.get(key),
+        }
+    }
+
+    /// Nothing that is not durable yet will be: all who wait are told so. Without room the next write may go well; after
+    /// any other failure nobody knows what the disk holds, and no more is accepted.
+    fn take_back(&self, head: &mut Head, failure: &Failure) {
+        head.in_flight.clear();
+        if failure.full {
+            let from = self.view.revision() + 1;
+            match head.lost.last_mut() {
+                Some((_, to)) if *to + 1 >= from => *to = head.revision,
+                _ => head.lost.push((from, head.revision)),
+            }
+        } else {
+            head.failed = Some(failure.why.clone());
+        }
+        for pending in head.queue.drain(..) {
+            let _ = pending.reply.send(Err(failure.clone()));
         }
     }
 
@@ -362,8 +416,11 @@ impl Writer {
                 head.queue.drain(..fits).collect::<Vec<_>>()
             };
             let outcome = if batch.is_empty() { self.backend.idle() } else { self.commit(batch) };
-            if let Err(error) = outcome {
-                self.fail(&error);
+            match outcome {
+                Ok(()) => {}
+                // It was about tidying up, which can wait.
+                Err(error @ BackendError::Full(_)) => tracing::warn!(%error, "the store could not tidy up"),
+                Err(error) => self.fail(&error),
             }
         }
         if let Err(error) = self.backend.idle() {
@@ -375,9 +432,9 @@ impl Writer {
         let rows: Vec<Row> = batch.iter().flat_map(|pending| pending.events.iter().map(row)).collect();
         if let Err(error) = self.backend.commit(&rows) {
             self.fail(&error);
-            let why: Arc<str> = error.to_string().into();
+            let failure = Failure::from(&error);
             for pending in batch {
-                let _ = pending.reply.send(Err(why.clone()));
+                let _ = pending.reply.send(Err(failure.clone()));
             }
             return Ok(());
         }
@@ -410,19 +467,21 @@ impl Writer {
         }
         let drop: Vec<(u64, u64)> = self.superseded.drain(..SUPERSEDED_ROWS / 2).collect();
         let floor = drop.last().map_or(0, |(_, by)| *by);
-        let rows: Vec<u64> = drop.into_iter().map(|(revision, _)| revision).collect();
-        self.backend.compact(floor, &rows)
+        let rows: Vec<u64> = drop.iter().map(|(revision, _)| *revision).collect();
+        let outcome = self.backend.compact(floor, &rows);
+        if outcome.is_err() {
+            drop.into_iter().rev().for_each(|row| self.superseded.push_front(row));
+        }
+        outcome
     }
 
-    /// What reached the disk is unknown now, so nothing more is accepted.
     fn fail(&self, error: &BackendError) {
-        tracing::error!(%error, "the store has failed and refuses all writes from now on");
-        let why: Arc<str> = error.to_string().into();
-        let mut head = self.shared.lock();
-        head.failed = Some(why.clone());
-        head.in_flight.clear();
-        for pending in head.queue.drain(..) {
-            let _ = pending.reply.send(Err(why.clone()));
+        let failure = Failure::from(error);
+        if failure.full {
+            tracing::error!(%error, "writes are refused until there is space");
+        } else {
+            tracing::error!(%error, "the store has failed and refuses all writes from now on");
         }
+        self.shared.take_back(&mut self.shared.lock(), &failure);
     }
 }
