@@ -167,7 +167,12 @@ impl ListOptions {
             }
         }
         refuse("ListOptions", &errors)?;
-        let resource_version = version(version_text)?;
+        let resource_version = version(version_text).map_err(|mut error| {
+            if !watch {
+                error.message.insert_str(0, "invalid resource version: ");
+            }
+            error
+        })?;
         if watch && bookmarks && send_initial_events.is_none() && resource_version.unwrap_or(0) == 0 {
             // A watch from nowhere in particular that takes bookmarks is told when it has seen the present.
             send_initial_events = Some(true);

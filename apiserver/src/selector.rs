@@ -106,7 +106,7 @@ impl Parser {
         }
         let Token::Word(key) = token else { return Err(format!("found '{}', expected: identifier", token.text())) };
         if let Some(why) = names::qualified(&key).into_iter().next() {
-            return Err(format!("key: Invalid value: {key:?}: {why}"));
+            return Err(format!("<nil>: Invalid value: {key:?}: {why}"));
         }
         if absent {
             return Ok(Requirement { key, test: Test::Absent });
@@ -218,7 +218,8 @@ impl FieldSelector {
                 ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{term}'"))
             })?;
             let value = unescape(value).ok_or_else(|| {
-                ApiError::bad_request(format!("invalid selector: '{text}'; can't understand '{term}'"))
+                let wrong = value.chars().find(|c| matches!(c, '=' | ',')).map_or(u32::from('\\'), u32::from);
+                ApiError::bad_request(format!("invalid field selector: unescaped character in value: {wrong}"))
             })?;
             terms.push((key.to_owned(), value, equal));
         }

@@ -216,13 +216,6 @@ pub(super) const KINDS: &[BuiltinKind] = &[
                 selector(set.pointer("/spec/selector")).into(),
             ]
         },
-        fields: |set| {
-            let mut values = Map::new();
-            let replicas = int(set, "/status/replicas").unwrap_or(0);
-            values.insert("status.replicas".into(), replicas.to_string().into());
-            values
-        },
-        field_labels: &["status.replicas"],
         ..APPS
     },
     BuiltinKind {

@@ -49,7 +49,7 @@ impl PatchType {
         let media = if self == PatchType::Apply { "yaml" } else { "json" };
         let tree = strict::parse(body, media).map_err(|error| {
             ApiError::bad_request(match self {
-                PatchType::Apply => format!("error decoding YAML: {}", error.message),
+                PatchType::Apply => format!("error decoding YAML: error converting YAML to JSON: {}", error.message),
                 PatchType::Strategic => error.message,
                 _ => format!("error decoding patch: {}", error.message),
             })
@@ -162,7 +162,10 @@ impl Api {
             return Err(ApiError::conflict(&served.group, &served.plural, change.name, &why));
         }
         let operation = operation(served, options, subresource, &now);
-        let new = apply::apply(&schema, None, &patch.document, &operation, options.force)?;
+        let mut new = apply::apply(&schema, None, &patch.document, &operation, options.force)?;
+        if let Some(metadata) = new["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
         let new = decode_patched(served, patch, new, options.validation, warnings)?;
         let applied = WriteOptions { manager: String::new(), ..options.clone() };
         match self.create_object(served, namespace, new, &applied, warnings).await {
@@ -176,21 +179,24 @@ impl Api {
 
     /// What is applied must say what it is, and agree with the URL.
     fn check_applied(&self, served: &Served, namespace: Option<&str>, name: &str, document: &Value) -> ApiResult<()> {
-        if !document.is_object() {
-            return Err(ApiError::bad_request("the applied configuration must be an object"));
+        let found = match document {
+            Value::Object(_) | Value::Null => "",
+            Value::Array(_) => "array",
+            Value::String(_) => "string",
+            Value::Number(_) => "number",
+            Value::Bool(_) => "bool",
+        };
+        if !found.is_empty() {
+            return Err(ApiError::bad_request(format!(
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into \
+                 Go value of type map[string]interface {{}}"
+            )));
         }
         let kind = document["kind"].as_str().unwrap_or_default();
         let api_version = document["apiVersion"].as_str().unwrap_or_default();
-        if kind.is_empty() || api_version.is_empty() {
+        if kind != served.kind || api_version != served.api_version() {
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
             return Err(ApiError::bad_request(format!("invalid object type: {group}/{version}, Kind={kind}")));
-        }
-        if kind != served.kind || api_version != served.api_version() {
-            return Err(ApiError::bad_request(format!(
-                "the applied object is {api_version} {kind}, not {} {}",
-                served.api_version(),
-                served.kind
-            )));
         }
         let given = document["metadata"]["name"].as_str().unwrap_or_default();
         if !given.is_empty() && given != name {

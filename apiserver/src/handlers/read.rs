@@ -11,7 +11,8 @@ use crate::server::Api;
 use crate::store::{Object, Page};
 use crate::{protobuf, table, yaml};
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -163,6 +164,9 @@ impl Api {
             Err(_) => return Err(ApiError::gone("The resourceVersion for the provided list is too old.")),
         };
         let Page { items, paths, revision } = page;
+        // A list of whatever is at hand is given whole.
+        let at_hand = options.resource_version == Some(0) && options.continue_token.is_none();
+        let limit = if at_hand { 0 } else { options.limit };
         let mut chosen: Vec<Arc<Object>> = Vec::new();
         let mut more: Option<(usize, Arc<str>)> = None;
         let mut last: Option<Arc<str>> = None;
@@ -170,7 +174,7 @@ impl Api {
             if !selection.matches(served, path, object) {
                 continue;
             }
-            if options.limit > 0 && chosen.len() == options.limit {
+            if limit > 0 && chosen.len() == limit {
                 more = last.take().map(|last| (items.len() - place, last));
                 break;
             }
@@ -212,6 +216,8 @@ impl Api {
                     json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": object.bare_value()["metadata"]})
                 });
                 let items: Vec<Value> = items.collect();
+                // A list of nothing is null in Go.
+                let items = if items.is_empty() { Value::Null } else { items.into() };
                 json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": metadata, "items": items})
             }
             Shape::Table(version) => {
@@ -252,6 +258,9 @@ fn list_json(served: &Served, metadata: &Value, objects: &[Arc<Object>]) -> Byte
     out.freeze()
 }
 
+/// As Go reads base64: what is left over in the last character does not matter.
+const CONTINUE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
+
 fn write_continue(path: &str, revision: u64) -> String {
     URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": path}).to_string())
 }
@@ -259,15 +268,14 @@ fn write_continue(path: &str, revision: u64) -> String {
 /// The path after which to go on, and the revision of the pages before (none: of now).
 fn read_continue(token: &str) -> ApiResult<(String, Option<u64>)> {
     let wrong = |why: &str| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
-    let text = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| wrong(&e.to_string()))?;
-    let token: Value = serde_json::from_slice(&text).map_err(|_| {
-        let first = String::from_utf8_lossy(&text).chars().next().unwrap_or(' ');
-        let first = match text.first() {
-            Some(byte) if !byte.is_ascii() => format!("\\u{byte:04x}"),
-            _ => first.to_string(),
-        };
-        wrong(&format!("invalid character '{first}' looking for beginning of value"))
-    })?;
+    let foreign = |byte: &u8| !(byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let token = token.trim_end_matches('=').as_bytes();
+    let broken = token.iter().position(foreign).or((token.len() % 4 == 1).then_some(token.len() - 1));
+    let text = match broken {
+        None => CONTINUE.decode(token).map_err(|e| wrong(&e.to_string()))?,
+        Some(place) => return Err(wrong(&format!("illegal base64 data at input byte {place}"))),
+    };
+    let token = crate::schema::parse_json(&text).map_err(|why| wrong(&why))?.into_value();
     match (token["v"].as_str(), token["start"].as_str()) {
         (Some("meta.k8s.io/v1"), Some(start)) => Ok((start.to_owned(), token["rv"].as_u64())),
         _ => Err(wrong("server does not recognize this encoded version")),

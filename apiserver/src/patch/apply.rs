@@ -253,13 +253,10 @@ pub fn apply(
 /// `ns/name; apps/v1, Kind=Deployment`.
 fn describe(config: &Value) -> String {
     let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    format!(
-        "{}/{}; {}, Kind={}",
-        text("/metadata/namespace"),
-        text("/metadata/name"),
-        text("/apiVersion"),
-        text("/kind")
-    )
+    let version = text("/apiVersion");
+    // The core group has no name.
+    let group = if version.contains('/') { "" } else { "/" };
+    format!("{}/{}; {group}{version}, Kind={}", text("/metadata/namespace"), text("/metadata/name"), text("/kind"))
 }
 
 #[derive(Debug)]

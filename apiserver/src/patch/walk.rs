@@ -78,7 +78,7 @@ fn check_at(view: View<'_>, value: &Value, path: &mut Vec<Element>, errors: &mut
         _ => "scalar",
     };
     if let Some(expected) = view.expects().filter(|expected| *expected != found) {
-        errors.push(format!("{}: expected {expected}, got {value}", at(path)));
+        errors.push(format!("{}: expected {expected}, got &{{{}}}", at(path), super::go_print(value)));
         return;
     }
     match value {

@@ -264,7 +264,8 @@ fn quote(c: u8) -> String {
         b'\t' => "'\\t'".to_owned(),
         0..=0x1f | 0x7f => format!("'\\x{c:02x}'"),
         0x20..=0x7e => format!("'{}'", char::from(c)),
-        // Go looks at one byte and takes it for a code point.
+        // Go looks at one byte and takes it for a code point; these cannot be printed.
+        0x80..=0xa0 | 0xad => format!("'\\u{c:04x}'"),
         _ => format!("'{}'", char::from(c)),
     }
 }

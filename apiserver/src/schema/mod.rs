@@ -22,6 +22,7 @@ pub(crate) mod arbitrary;
 pub use decode::Decoded;
 pub use facts::ListKind;
 pub use json::MAX_DEPTH;
+pub(crate) use json::parse as parse_json;
 pub use tree::Tree;
 pub use view::View;
 
