@@ -281,3 +281,58 @@ async fn what_was_answered_survives_a_restart() {
     let namespaces: Api<Namespace> = Api::all(client(&server));
     assert!(namespaces.list(&ListParams::default()).await.expect("lists").items.len() >= 3);
 }
+
+#[tokio::test]
+async fn a_deleted_definition_serves_its_kind_until_its_objects_are_gone() {
+    let server = server().await;
+    let definitions: Api<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> =
+        Api::all(client(&server));
+    let definition = json!({"metadata": {"name": "wheels.example.com"}, "spec": {"group": "example.com",
+        "names": {"kind": "Wheel", "plural": "wheels"}, "scope": "Namespaced", "versions": [{"name": "v1", "served": true,
+        "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
+    let definition = serde_json::from_value(definition).expect("is a definition");
+    definitions.create(&PostParams::default(), &definition).await.expect("creates");
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("example.com", "v1", "Wheel"));
+    let wheels: Api<DynamicObject> = Api::default_namespaced_with(client(&server), &resource);
+    let mut wheel = DynamicObject::new("w", &resource);
+    wheel.metadata.finalizers = Some(vec!["example.com/hold".to_owned()]);
+    wheels.create(&PostParams::default(), &wheel).await.expect("creates");
+    let mut events = wheels.watch(&WatchParams::default(), "0").await.expect("watches").boxed();
+    definitions.delete("wheels.example.com", &DeleteParams::default()).await.expect("deletes");
+    assert!(wheels.get("w").await.expect("is held").metadata.deletion_timestamp.is_some());
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    wheels.patch("w", &PatchParams::default(), &free).await.expect("lets it go");
+    assert_eq!(code(wheels.get("w").await), 404);
+    assert_eq!(code(definitions.get("wheels.example.com").await), 404);
+    // A watch of a kind that is gone ends, after it has told the end of the objects.
+    let mut last = None;
+    while let Some(event) = events.try_next().await.expect("is a good stream") {
+        last = Some(event);
+    }
+    assert!(matches!(last, Some(WatchEvent::Deleted(_))), "{last:?}");
+}
+
+#[tokio::test]
+async fn a_quota_is_not_exceeded_by_writes_at_once() {
+    let server = server().await;
+    let quotas: Api<k8s_openapi::api::core::v1::ResourceQuota> = Api::default_namespaced(client(&server));
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "3"}}});
+    let quota = serde_json::from_value(quota).expect("is a quota");
+    quotas.create(&PostParams::default(), &quota).await.expect("creates");
+    let maps: Api<ConfigMap> = Api::default_namespaced(client(&server));
+    let writes = (0..8).map(|n| {
+        let maps = maps.clone();
+        async move { maps.create(&PostParams::default(), &config_map(&format!("m{n}"), "x")).await }
+    });
+    let outcomes = futures::future::join_all(writes).await;
+    let refused: Vec<String> = outcomes.iter().filter_map(|o| o.as_ref().err().map(ToString::to_string)).collect();
+    assert_eq!(refused.len(), 5);
+    assert!(
+        refused.iter().all(|why| why.contains(
+            "exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=3, limited: count/configmaps=3"
+        )),
+        "{refused:?}"
+    );
+    maps.delete("m0", &DeleteParams::default()).await.ok();
+    assert!(maps.create(&PostParams::default(), &config_map("late", "x")).await.is_ok() || outcomes[0].is_err());
+}
