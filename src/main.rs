@@ -19,7 +19,8 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A supervisor outlives the server and holds one pod's processes: it must stay small, so it never gets a runtime.
+    // A supervisor outlives the server and holds a container's processes: it must stay small, so it never gets a
+    // runtime.
     if let Some(hidden) = commands::supervise::requested() {
         return commands::supervise::run(&hidden);
     }

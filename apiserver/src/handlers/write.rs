@@ -115,10 +115,13 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> ApiResult<Written> {
         let generated = codec::name_of(&object).is_empty() && object["metadata"]["generateName"].is_string();
+        if !generated {
+            return self.try_create(served, namespace, object, options, warnings).await;
+        }
         for draw in 1.. {
             let before = warnings.len();
             match self.try_create(served, namespace, object.clone(), options, warnings).await {
-                Err(error) if generated && error.reason == "AlreadyExists" && draw < NAME_DRAWS => {
+                Err(error) if error.reason == "AlreadyExists" && draw < NAME_DRAWS => {
                     warnings.truncate(before);
                 }
                 outcome => return outcome,

@@ -1,7 +1,7 @@
 //! Server-side apply, and the tracking of who set what by other writes.
 
 use super::fields::{Element, Set, print_path};
-use super::managed::{Entry, Managed, Manager, strip};
+use super::managed::{Entry, Managed, Manager, strip, take};
 use super::walk;
 use crate::error::{ApiError, ApiResult};
 use crate::schema::{Schema, View};
@@ -43,15 +43,15 @@ const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 pub fn track_update(schema: &Schema, old: Option<&Value>, new: &mut Value, operation: &Operation<'_>) {
     let managed = managed_of(old, new, operation.subresource);
     let fresh = old.is_none();
-    let object = strip(new);
+    take(new);
     let managed = if managed.0.is_empty() && !fresh {
         // An object that nobody's fields are known of stays so until somebody applies to it.
         managed
     } else {
-        let live = old.map(strip).unwrap_or_else(|| empty_like(schema, new));
-        update(schema, &live, &object, managed, operation)
+        // That the managed fields of the old object count as removed harms nobody: no manager has them.
+        let empty = if fresh { empty_like(schema, new) } else { Value::Null };
+        update(schema, old.unwrap_or(&empty), new, managed, operation)
     };
-    *new = object;
     managed.encode(new);
     if let Some(old) = old {
         keep_times(old, new);

@@ -139,10 +139,31 @@ fn encode_entry(manager: &Manager, entry: &Entry) -> Value {
 /// The object without its managed fields, which are no part of what is compared.
 pub(crate) fn strip(object: &Value) -> Value {
     let mut object = object.clone();
+    take(&mut object);
+    object
+}
+
+/// Takes the managed fields out of an object.
+pub(crate) fn take(object: &mut Value) {
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
     }
-    object
+}
+
+/// Whether two objects have the same fields, whoever manages them.
+fn alike(a: &Value, b: &Value) -> bool {
+    let same = |a: &Map<String, Value>, b: &Map<String, Value>, but: &str, equal: &dyn Fn(&Value, &Value) -> bool| {
+        let count = |map: &Map<String, Value>| map.len() - usize::from(map.contains_key(but));
+        count(a) == count(b)
+            && a.iter().filter(|(key, _)| *key != but).all(|(key, value)| b.get(key).is_some_and(|b| equal(value, b)))
+    };
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
+    let equal = |a: &Value, b: &Value| a == b;
+    let metadata = match (a.get("metadata"), b.get("metadata")) {
+        (Some(Value::Object(a)), Some(Value::Object(b))) => same(a, b, "managedFields", &equal),
+        (a, b) => a == b,
+    };
+    metadata && same(a, b, "metadata", &equal)
 }
 
 /// Puts back the managed fields of the old object where nothing but their times has changed, so that a write without
@@ -161,7 +182,7 @@ pub fn keep_times(old: &Value, new: &mut Value) {
             .map(|entry| entry.to_string())
             .collect::<std::collections::BTreeSet<String>>()
     };
-    if without_times(old) != without_times(new) || strip(old) != strip(new) {
+    if !alike(old, new) || without_times(old) != without_times(new) {
         return;
     }
     if let (Some(entries), Some(metadata)) = (list(old), new.get_mut("metadata")) {

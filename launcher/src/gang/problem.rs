@@ -72,7 +72,7 @@ impl Toleration {
 pub struct BoundPod {
     pub requests: Arc<Resources>,
     pub bound_at: Timestamp,
-    pub gang: GangId,
+    pub gang: Arc<GangId>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +112,7 @@ pub struct Gang {
     /// False for a pod whose label names a PodGroup that does not exist.
     pub group_exists: bool,
     /// In the order in which they are placed.
-    pub pods: Vec<PendingPod>,
+    pub pods: Vec<Arc<PendingPod>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

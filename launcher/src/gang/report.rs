@@ -118,7 +118,7 @@ fn report(gang: &GangId, reason: &Reason, snapshot: &Snapshot) -> Report {
         if pod.told.as_ref() != Some(&message) {
             report.conditions.insert(name.clone(), pod.version);
         }
-        report.pods.push(pod_reference(namespace, name, &pod.uid));
+        report.pods.push(pod_reference(namespace, name, &pod.asks.uid));
         if let Some(owner) = &pod.owner
             && !report.others.contains(owner)
         {

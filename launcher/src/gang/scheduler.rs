@@ -53,6 +53,10 @@ enum Input {
     Class(Change<PriorityClass>),
 }
 
+/// A decision took so long; the next one may take a tenth of the time at most. What arrives meanwhile is part of it.
+/// (With nothing waiting a decision takes some microseconds, and follows its cause at once.)
+const SHARE: u32 = 9;
+
 /// Which kind an input is of; the initial lists of all of them are awaited before the first decision.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -80,9 +84,12 @@ pub async fn run(
 
     loop {
         let now = clock.now();
-        if scheduler.dirty && scheduler.synced.len() == 4 {
+        let instant = tokio::time::Instant::now();
+        if scheduler.dirty && scheduler.synced.len() == 4 && scheduler.rested_at.is_none_or(|at| at <= instant) {
             scheduler.dirty = false;
-            for start in scheduler.decide(now, reserve_after) {
+            let starts = scheduler.decide(now, reserve_after);
+            scheduler.rested_at = Some(tokio::time::Instant::now() + instant.elapsed() * SHARE);
+            for start in starts {
                 let binder = binder.clone();
                 commits.push(async move { (binder.bind(&start).await, start) });
             }
@@ -139,6 +146,8 @@ struct State {
     reports: Vec<super::report::Report>,
     held: BTreeMap<GangId, tokio::time::Instant>,
     wake_at: Option<Timestamp>,
+    /// When the next decision may be made.
+    rested_at: Option<tokio::time::Instant>,
 }
 
 impl State {
@@ -181,7 +190,9 @@ impl State {
             // Rounded up, so that it is not woken a moment too early.
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(1)
         });
-        [held, wake].into_iter().flatten().min()
+        let rested = self.rested_at.filter(|_| self.dirty && self.synced.len() == 4);
+        let rested = rested.map(|at| at.saturating_duration_since(instant));
+        [held, wake, rested].into_iter().flatten().min()
     }
 
     fn wake(&mut self) {

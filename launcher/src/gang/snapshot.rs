@@ -25,20 +25,17 @@ pub(crate) type Key = (String, String);
 /// What of a pod matters here.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct PodEntry {
-    pub(crate) uid: String,
+    pub(crate) asks: Arc<PendingPod>,
     /// The resource version in which it was seen. Versions are counters on every server that we know; on one where
     /// they are not, all are 0.
     pub(crate) version: u64,
     pub(crate) owner: Option<core::ObjectReference>,
     /// The message of its condition PodScheduled=False, if it has one.
     pub(crate) told: Option<String>,
-    gang: GangId,
+    gang: Arc<GangId>,
     created: Timestamp,
     priority: Option<i32>,
     priority_class: Option<String>,
-    requests: Arc<Resources>,
-    node_selector: BTreeMap<String, String>,
-    tolerations: Vec<Toleration>,
     ours: bool,
     gated: bool,
     deleting: bool,
@@ -58,7 +55,9 @@ pub(crate) struct GroupEntry {
 pub(crate) struct Snapshot {
     pods: BTreeMap<Key, PodEntry>,
     /// Succeeded members of PodGroups: they hold nothing and count as members.
-    done: BTreeMap<Key, GangId>,
+    done: BTreeMap<Key, Arc<GangId>>,
+    /// How many of them each PodGroup has.
+    done_of: BTreeMap<Arc<GangId>, usize>,
     groups: BTreeMap<Key, GroupEntry>,
     nodes: BTreeMap<String, Node>,
     classes: BTreeMap<String, (i32, bool)>,
@@ -73,15 +72,15 @@ impl Snapshot {
             let removed = self.pods.remove(&key).is_some();
             let gang = gang_of(pod);
             if phase == "Succeeded" && matches!(gang, GangId::Group { .. }) {
-                return self.done.insert(key, gang).is_none() || removed;
+                return self.count_done(key, Arc::new(gang)) || removed;
             }
             return removed;
         }
-        self.done.remove(&key);
+        self.forget_done(&key);
         let mut entry = PodEntry::new(pod);
         let before = self.pods.get(&key);
         if let Some(before) = before
-            && before.uid == entry.uid
+            && before.asks.uid == entry.asks.uid
         {
             if before.version > entry.version {
                 // The watch lags behind what was read of the pod.
@@ -91,8 +90,8 @@ impl Snapshot {
                 entry.node = before.node.clone();
                 entry.assumed = true;
             }
-            if before.requests == entry.requests {
-                entry.requests = before.requests.clone();
+            if before.asks == entry.asks {
+                entry.asks = before.asks.clone();
             }
         }
         let relevant = before.is_none_or(|before| {
@@ -110,7 +109,7 @@ impl Snapshot {
     }
 
     pub(crate) fn remove_pod(&mut self, key: &Key) -> bool {
-        let was_done = self.done.remove(key).is_some();
+        let was_done = self.forget_done(key);
         self.pods.remove(key).is_some() || was_done
     }
 
@@ -151,7 +150,29 @@ impl Snapshot {
     /// Forgets what a fresh list did not name.
     pub(crate) fn retain_pods(&mut self, seen: &BTreeSet<Key>) {
         self.pods.retain(|key, _| seen.contains(key));
-        self.done.retain(|key, _| seen.contains(key));
+        let gone: Vec<Key> = self.done.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+        for key in gone {
+            self.forget_done(&key);
+        }
+    }
+
+    /// True where the pod was not known to have succeeded.
+    fn count_done(&mut self, key: Key, gang: Arc<GangId>) -> bool {
+        let news = !self.forget_done(&key);
+        *self.done_of.entry(gang.clone()).or_default() += 1;
+        self.done.insert(key, gang);
+        news
+    }
+
+    fn forget_done(&mut self, key: &Key) -> bool {
+        let Some(gang) = self.done.remove(key) else { return false };
+        if let Some(count) = self.done_of.get_mut(&gang) {
+            *count -= 1;
+            if *count == 0 {
+                self.done_of.remove(&gang);
+            }
+        }
+        true
     }
 
     pub(crate) fn retain_nodes(&mut self, seen: &BTreeSet<Key>) {
@@ -171,7 +192,7 @@ impl Snapshot {
         for placement in &start.placements {
             let key = (start.gang.namespace().to_owned(), placement.pod.clone());
             if let Some(pod) = self.pods.get_mut(&key)
-                && pod.uid == placement.uid
+                && pod.asks.uid == placement.uid
             {
                 pod.node = Some((placement.node.clone(), now));
                 pod.assumed = true;
@@ -187,7 +208,7 @@ impl Snapshot {
         for placement in &start.placements {
             let key = (start.gang.namespace().to_owned(), placement.pod.clone());
             if let Some(pod) = self.pods.get_mut(&key)
-                && pod.uid == placement.uid
+                && pod.asks.uid == placement.uid
                 && pod.assumed
             {
                 pod.node = None;
@@ -224,7 +245,7 @@ impl Snapshot {
         self.pods
             .range(from..)
             .take_while(|((namespace, _), _)| namespace == gang.namespace())
-            .filter(move |(_, pod)| pod.gang == *gang && pod.waits())
+            .filter(move |(_, pod)| *pod.gang == *gang && pod.waits())
     }
 
     fn priority(&self, pod: &PodEntry) -> i32 {
@@ -247,13 +268,10 @@ impl Snapshot {
         let mut nodes = self.nodes.clone();
         let mut gangs: BTreeMap<&GangId, Gang> = BTreeMap::new();
         let mut members: BTreeMap<&GangId, usize> = BTreeMap::new();
-        for gang in self.done.values() {
-            *members.entry(gang).or_default() += 1;
-        }
-        for ((_, name), pod) in &self.pods {
+        for pod in self.pods.values() {
             if let Some((node, bound_at)) = &pod.node {
                 if let Some(node) = nodes.get_mut(node) {
-                    let (requests, bound_at) = (pod.requests.clone(), *bound_at);
+                    let (requests, bound_at) = (pod.asks.requests.clone(), *bound_at);
                     node.pods.push(BoundPod { requests, bound_at, gang: pod.gang.clone() });
                 }
                 if !pod.deleting {
@@ -261,9 +279,9 @@ impl Snapshot {
                 }
             } else if pod.waits() && !held(&pod.gang) {
                 let group = self.group(&pod.gang);
-                let alone = matches!(pod.gang, GangId::Pod { .. });
+                let alone = matches!(*pod.gang, GangId::Pod { .. });
                 let gang = gangs.entry(&pod.gang).or_insert_with(|| Gang {
-                    id: pod.gang.clone(),
+                    id: (*pod.gang).clone(),
                     priority: i32::MIN,
                     created: group.map_or(pod.created, |group| group.created),
                     waiting_since: pod.created,
@@ -274,17 +292,12 @@ impl Snapshot {
                 });
                 gang.priority = gang.priority.max(self.priority(pod));
                 gang.waiting_since = gang.waiting_since.max(pod.created);
-                gang.pods.push(PendingPod {
-                    name: name.clone(),
-                    uid: pod.uid.clone(),
-                    requests: pod.requests.clone(),
-                    node_selector: pod.node_selector.clone(),
-                    tolerations: pod.tolerations.clone(),
-                });
+                gang.pods.push(pod.asks.clone());
             }
         }
         for (id, gang) in &mut gangs {
-            gang.bound = members.get(id).copied().unwrap_or(0);
+            let done = self.done_of.get(*id).copied().unwrap_or(0);
+            gang.bound = members.get(id).copied().unwrap_or(0) + done;
         }
         Problem { now, reserve_after, nodes: nodes.into_values().collect(), gangs: gangs.into_values().collect() }
     }
@@ -300,18 +313,22 @@ impl PodEntry {
             .filter(|c| c.status == "True")
             .and_then(|c| c.last_transition_time.as_ref())
             .map_or(made, |time| time.0);
-        PodEntry {
+        let asks = PendingPod {
+            name: pod.metadata.name.clone().unwrap_or_default(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
-            version: pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0),
-            owner: owner_of(pod),
-            told: scheduled.filter(|c| c.status == "False").and_then(|c| c.message.clone()),
-            gang: gang_of(pod),
-            created: made,
-            priority: spec.priority,
-            priority_class: spec.priority_class_name.clone(),
             requests: Arc::new(requests_of(&spec)),
             node_selector: spec.node_selector.clone().unwrap_or_default(),
             tolerations: spec.tolerations.iter().flatten().map(toleration_of).collect(),
+        };
+        PodEntry {
+            asks: Arc::new(asks),
+            version: pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0),
+            owner: owner_of(pod),
+            told: scheduled.filter(|c| c.status == "False").and_then(|c| c.message.clone()),
+            gang: Arc::new(gang_of(pod)),
+            created: made,
+            priority: spec.priority,
+            priority_class: spec.priority_class_name.clone(),
             ours: SCHEDULER_NAMES.contains(&spec.scheduler_name.as_deref().unwrap_or("default-scheduler")),
             gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
             deleting: pod.metadata.deletion_timestamp.is_some(),

@@ -13,6 +13,7 @@
 use super::problem::{Gang, GangId, Node, PendingPod, Problem, Resources};
 use super::reason::{Closest, Reason, Refusal, shortfalls};
 use jiff::Timestamp;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// One pod that starts.
@@ -55,9 +56,15 @@ pub fn solve(problem: &Problem) -> Solution {
 
     let mut solution = Solution::default();
     let mut reservation: Option<Reservation> = None;
+    let mut refused = Refused::default();
     for gang in order {
-        match place(gang, &problem.nodes, &free, reservation.as_ref()) {
+        let found = match refused.reason_for(gang) {
+            Some(reason) => Err(reason.clone()),
+            None => place(gang, &problem.nodes, &free, reservation.as_ref()),
+        };
+        match found {
             Ok(chosen) => {
+                refused.forget();
                 let mut placements = Vec::with_capacity(chosen.len());
                 for (pod, node) in chosen {
                     let pod = &gang.pods[pod];
@@ -79,15 +86,50 @@ pub fn solve(problem: &Problem) -> Solution {
                     let begins = gang.waiting_since.saturating_add(problem.reserve_after).unwrap_or(Timestamp::MAX);
                     if begins <= problem.now {
                         reservation = Reservation::for_gang(gang, begins, &problem.nodes, &free);
+                        refused.forget();
                     } else {
                         solution.wake_at = Some(solution.wake_at.map_or(begins, |at| at.min(begins)));
                     }
                 }
+                refused.remember(gang, &reason);
                 solution.waiting.push(Waiting { gang: gang.id.clone(), reason });
             }
         }
     }
     solution
+}
+
+/// What did not fit since something was last placed: its like does not fit either, for the same reason. A queue of a
+/// thousand equal jobs costs one look at the nodes.
+#[derive(Default)]
+struct Refused<'a>(Vec<(&'a Gang, Reason)>);
+
+impl<'a> Refused<'a> {
+    /// More different gangs than this are not remembered.
+    const MOST: usize = 16;
+
+    fn reason_for(&self, gang: &Gang) -> Option<&Reason> {
+        self.0.iter().find(|(known, _)| alike(known, gang)).map(|(_, reason)| reason)
+    }
+
+    fn remember(&mut self, gang: &'a Gang, reason: &Reason) {
+        let of_its_own = matches!(reason, Reason::GroupMissing { .. });
+        if !of_its_own && self.0.len() < Self::MOST && self.reason_for(gang).is_none() {
+            self.0.push((gang, reason.clone()));
+        }
+    }
+
+    fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Whether two gangs ask for the same.
+fn alike(a: &Gang, b: &Gang) -> bool {
+    (a.group_exists, a.min_member, a.bound, a.pods.len()) == (b.group_exists, b.min_member, b.bound, b.pods.len())
+        && a.pods.iter().zip(&b.pods).all(|(a, b)| {
+            a.requests == b.requests && a.node_selector == b.node_selector && a.tolerations == b.tolerations
+        })
 }
 
 /// Places held for one gang.
@@ -105,7 +147,7 @@ impl Reservation {
         let mut capacity: Vec<Resources> = Vec::with_capacity(nodes.len());
         for (node, free) in nodes.iter().zip(free) {
             let mut left = free.clone();
-            for pod in node.pods.iter().filter(|p| p.bound_at < begins && p.gang != gang.id) {
+            for pod in node.pods.iter().filter(|p| p.bound_at < begins && *p.gang != gang.id) {
                 add(&mut left, &pod.requests);
             }
             capacity.push(left);
@@ -147,7 +189,7 @@ fn place(
         return Err(Reason::Refused { refusals });
     }
 
-    if let Some(chosen) = fit(gang, &accepts, &within(free, reservation)) {
+    if let Some(chosen) = fit(gang, &accepts, within(free, reservation).as_ref()) {
         return Ok(chosen);
     }
     if let Some(reservation) = reservation
@@ -159,15 +201,15 @@ fn place(
 }
 
 /// What may be taken now: what is free, and does not delay the holder of the reservation.
-fn within(free: &[Resources], reservation: Option<&Reservation>) -> Vec<Resources> {
-    let Some(reservation) = reservation else { return free.to_vec() };
+fn within<'a>(free: &'a [Resources], reservation: Option<&Reservation>) -> Cow<'a, [Resources]> {
+    let Some(reservation) = reservation else { return Cow::Borrowed(free) };
     let mut limited = free.to_vec();
     for (free, beside) in limited.iter_mut().zip(&reservation.beside) {
         for (resource, amount) in free.iter_mut() {
             *amount = (*amount).min(beside.get(resource).copied().unwrap_or(0));
         }
     }
-    limited
+    Cow::Owned(limited)
 }
 
 /// All pods, or the needed ones and of the rest what fits; at least one.

@@ -40,19 +40,21 @@ fn gang(name: &str, created: i64, pods: usize, each: &[(&str, i64)]) -> Gang {
         bound: 0,
         group_exists: true,
         pods: (0..pods)
-            .map(|i| PendingPod {
-                name: format!("{name}-{i}"),
-                uid: format!("uid-{name}-{i}"),
-                requests: requests.clone(),
-                node_selector: BTreeMap::new(),
-                tolerations: Vec::new(),
+            .map(|i| {
+                Arc::new(PendingPod {
+                    name: format!("{name}-{i}"),
+                    uid: format!("uid-{name}-{i}"),
+                    requests: requests.clone(),
+                    node_selector: BTreeMap::new(),
+                    tolerations: Vec::new(),
+                })
             })
             .collect(),
     }
 }
 
 fn running(gang: &str, since: i64, list: &[(&str, i64)]) -> BoundPod {
-    BoundPod { requests: Arc::new(resources(list)), bound_at: at(since), gang: id(gang) }
+    BoundPod { requests: Arc::new(resources(list)), bound_at: at(since), gang: Arc::new(id(gang)) }
 }
 
 fn problem(now: i64, nodes: Vec<Node>, gangs: Vec<Gang>) -> Problem {
@@ -141,7 +143,7 @@ fn nodes_refuse_by_readiness_cordon_taint_and_selector() {
     }
 
     let mut picky = gang("picky", 0, 1, &[("cpu", 1)]);
-    picky.pods[0].node_selector.insert("disk".to_owned(), "fast".to_owned());
+    Arc::make_mut(&mut picky.pods[0]).node_selector.insert("disk".to_owned(), "fast".to_owned());
     let plain = node("plain", &[("cpu", 1000)]);
     let solution = solve(&problem(0, vec![plain.clone()], vec![picky.clone()]));
     assert!(matches!(reason(&solution, "picky"), Reason::Refused { .. }));
@@ -149,7 +151,7 @@ fn nodes_refuse_by_readiness_cordon_taint_and_selector() {
     fast.labels.insert("disk".to_owned(), "fast".to_owned());
     taint(&mut fast);
     let mut tolerant = picky;
-    tolerant.pods[0].tolerations =
+    Arc::make_mut(&mut tolerant.pods[0]).tolerations =
         vec![Toleration { key: "dedicated".to_owned(), exists: true, value: String::new(), effect: String::new() }];
     let solution = solve(&problem(0, vec![plain, fast], vec![tolerant]));
     assert_eq!(solution.starts[0].placements[0].node, "quick");
@@ -160,7 +162,7 @@ fn an_arrangement_that_greed_misses_is_found() {
     // Best fit puts the 4 into the node of 4, but the two others then need 3 + 3 in 6 and there is one more 2.
     let mut mixed = gang("mixed", 0, 4, &[]);
     for (pod, cpu) in mixed.pods.iter_mut().zip([4, 3, 3, 2]) {
-        pod.requests = Arc::new(resources(&[("cpu", cpu)]));
+        Arc::make_mut(pod).requests = Arc::new(resources(&[("cpu", cpu)]));
     }
     let solution = solve(&problem(0, vec![node("a", &[("cpu", 6)]), node("b", &[("cpu", 6)])], vec![mixed]));
     assert_eq!(solution.starts[0].placements.len(), 4);
@@ -212,7 +214,11 @@ fn applied(problem: &Problem, solution: &Solution) -> Problem {
             let pod = gang.pods.remove(index);
             gang.bound += 1;
             let node = after.nodes.iter_mut().find(|n| n.name == placement.node).expect("the node is known");
-            node.pods.push(BoundPod { requests: pod.requests, bound_at: problem.now, gang: gang.id.clone() });
+            node.pods.push(BoundPod {
+                requests: pod.requests.clone(),
+                bound_at: problem.now,
+                gang: Arc::new(gang.id.clone()),
+            });
         }
     }
     after
@@ -244,7 +250,7 @@ fn any_gang(index: usize) -> impl Strategy<Value = Gang> {
         gang.priority = priority;
         gang.min_member = min_member.max(1);
         for (pod, (cpu, gpu)) in gang.pods.iter_mut().zip(pods) {
-            pod.requests = Arc::new(resources(&[("cpu", cpu), ("nvidia.com/gpu", gpu), ("pods", 1)]));
+            Arc::make_mut(pod).requests = Arc::new(resources(&[("cpu", cpu), ("nvidia.com/gpu", gpu), ("pods", 1)]));
         }
         gang
     })

@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/pods/UID/pod.json                          PodRecord
 //! DIR/pods/UID/volumes/NAME/                     emptyDir, configMap, secret, ...
-//! DIR/pods/UID/containers/NAME/ATTEMPT/          records and log of one start (see `supervisor`)
+//! DIR/pods/UID/NAME.ATTEMPT/                     record and log of one start (see `supervisor`)
 //! DIR/claims/NAMESPACE/NAME/                     persistent volume claims
 //! ```
 //! Folders are readable by the owner alone.
@@ -15,34 +15,35 @@ use super::runtime::{
     StartError, Started, Volume, VolumeFile,
 };
 use super::supervisor::{
-    self, ExitRecord, LOCK_FILE, POD_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, start_time_of,
+    self, ExitRecord, RECORD_VERSION, RunRecord, Spawner, Spec, StartReport, boot_id, open_record, start_time_of,
     write_atomically,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use muster_api::clock::Clock;
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::{Pid, pipe2};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::Semaphore;
 
+const POD_FILE: &str = "pod.json";
+
 #[derive(Clone, Debug)]
 pub struct ProcessConfig {
     /// Where pods are kept.
     pub dir: PathBuf,
-    /// The program that `supervise DIR` is passed to: `muster` itself.
+    /// The program that is run as `supervise DIR`: `muster` itself.
     pub muster_exe: PathBuf,
     pub clock: Clock,
     pub log_max_bytes: u64,
@@ -52,6 +53,7 @@ pub struct ProcessConfig {
 #[derive(Clone)]
 pub struct ProcessRuntime {
     config: Arc<ProcessConfig>,
+    spawner: Arc<Spawner>,
     /// More forks at once than this only wait for each other.
     starts: Arc<Semaphore>,
 }
@@ -60,7 +62,8 @@ impl ProcessRuntime {
     pub fn new(config: ProcessConfig) -> io::Result<Self> {
         make_dir(&config.dir.join("pods"))?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Ok(ProcessRuntime { config: Arc::new(config), starts: Arc::new(Semaphore::new(cores * 2)) })
+        let spawner = Arc::new(Spawner::new(config.muster_exe.clone(), config.dir.clone()));
+        Ok(ProcessRuntime { config: Arc::new(config), spawner, starts: Arc::new(Semaphore::new(cores * 2)) })
     }
 
     fn pod_dir(&self, uid: &str) -> PathBuf {
@@ -68,8 +71,22 @@ impl ProcessRuntime {
     }
 
     fn container_dir(&self, id: &ContainerId) -> PathBuf {
-        let container = self.pod_dir(&id.pod_uid).join("containers").join(safe(&id.container));
-        container.join(id.attempt.to_string())
+        let mut name = safe(&id.container);
+        name.push(format!(".{}", id.attempt));
+        self.pod_dir(&id.pod_uid).join(name)
+    }
+
+    /// The starts of a pod's containers that have left a folder.
+    fn starts_of(&self, pod_uid: &str, dir: &Path) -> Vec<(ContainerId, PathBuf)> {
+        let id = |path: &Path| {
+            let (container, attempt) = path.file_name()?.to_str()?.rsplit_once('.')?;
+            let attempt = attempt.parse().ok()?;
+            Some(ContainerId { pod_uid: pod_uid.to_owned(), container: container.to_owned(), attempt })
+        };
+        let mut starts: Vec<(ContainerId, PathBuf)> =
+            entries(dir).unwrap_or_default().into_iter().filter_map(|path| Some((id(&path)?, path))).collect();
+        starts.sort();
+        starts
     }
 
     fn prepare_blocking(
@@ -126,31 +143,23 @@ impl ProcessRuntime {
             log_max_files: self.config.log_max_files,
         };
         let spec = serde_json::to_vec(&spec).map_err(|e| machine(e.into()))?;
-        let mut child = Command::new(&self.config.muster_exe)
-            .arg("supervise")
-            .arg(&dir)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|e| StartError::Machine(format!("{}: {e}", self.config.muster_exe.display())))?;
-        let handed = child.stdin.take().map(|mut stdin| stdin.write_all(&spec));
+        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|e| machine(e.into()));
+        let ((stdin, give), (take, stdout)) = (pipe()?, pipe()?);
+        self.spawner.spawn(&dir, &stdin, &stdout).map_err(machine)?;
+        drop((stdin, stdout));
+        let handed = File::from(give).write_all(&spec);
         let mut report = Vec::new();
-        let told = child.stdout.take().map(|stdout| stdout.take(64 * 1024).read_to_end(&mut report));
+        let told = File::from(take).take(64 * 1024).read_to_end(&mut report);
         let report: Result<StartReport, _> = serde_json::from_slice(&report);
         if let Ok(StartReport::Started(run)) = &report {
             return Ok(Started { pid: run.pid, started_at: run.started_at });
         }
-        let _ = child.kill();
-        let status = child.wait().map_err(machine)?;
         match report {
             Ok(StartReport::Refused { message }) => Err(StartError::Refused(message)),
             Ok(StartReport::Failed { message }) => Err(StartError::Failed(message)),
             _ => {
-                handed.transpose().and(told.transpose()).map_err(machine)?;
-                Err(StartError::Machine(format!("its supervisor ended without a word ({status})")))
+                handed.and(told).map_err(machine)?;
+                Err(StartError::Machine("its supervisor ended without a word".to_owned()))
             }
         }
     }
@@ -166,17 +175,8 @@ impl ProcessRuntime {
                 fs::remove_dir_all(&dir).map_err(context(&dir))?;
                 continue;
             };
-            let mut containers = Vec::new();
-            let containers_dir = dir.join("containers");
-            for container in entries(&containers_dir).unwrap_or_default() {
-                for attempt in entries(&container).unwrap_or_default() {
-                    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    let Ok(number) = name(&attempt).parse() else { continue };
-                    let id = ContainerId { pod_uid: record.uid.clone(), container: name(&container), attempt: number };
-                    containers.push((id, self.recover_container(&attempt)));
-                }
-            }
-            containers.sort_by(|a, b| a.0.cmp(&b.0));
+            let starts = self.starts_of(&record.uid, &dir);
+            let containers = starts.into_iter().map(|(id, dir)| (id, self.recover_container(&dir))).collect();
             recovered.push(RecoveredPod { record, containers });
         }
         Ok(recovered)
@@ -187,8 +187,7 @@ impl ProcessRuntime {
             return Recovered::Exited(exit_of(exit));
         }
         // The lock is held as long as the supervisor lives.
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE));
-        let alive = lock.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock));
+        let alive = open_record(dir).map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock));
         let held = match alive {
             Ok(Err(_)) => None,
             Ok(Ok(lock)) => Some(lock),
@@ -207,11 +206,11 @@ impl ProcessRuntime {
             }
         }
         // Written under the lock: a supervisor that comes late sees it and does not start.
-        Recovered::Exited(self.lost(dir))
+        Recovered::Exited(self.lost(dir, held))
     }
 
     /// Records that a container ended nobody knows how, and makes sure that it did.
-    fn lost(&self, dir: &Path) -> Exit {
+    fn lost(&self, dir: &Path, held: Option<Flock<File>>) -> Exit {
         let run = supervisor::read_run(dir);
         if let Some(run) = &run
             && run.boot_id == boot_id()
@@ -227,7 +226,11 @@ impl ProcessRuntime {
             started_at: run.map_or(finished_at, |run| run.started_at),
             finished_at,
         };
-        if let Err(error) = supervisor::write_exit(dir, &record) {
+        let written = match held {
+            Some(mut file) => supervisor::write_exit(&mut file, &record),
+            None => open_record(dir).and_then(|mut file| supervisor::write_exit(&mut file, &record)),
+        };
+        if let Err(error) = written {
             tracing::warn!(dir = %dir.display(), %error, "failed to record a container's end");
         }
         exit_of(record)
@@ -280,12 +283,10 @@ impl PodRuntime for ProcessRuntime {
                         Err(error) => tracing::warn!(%error, "cannot wait for a supervisor"),
                     }
                 }
-                // Collected where it is this process's child; it is not where it was adopted.
-                let _ = waitpid(Pid::from_raw(run.supervisor), Some(WaitPidFlag::WNOHANG));
             }
             match supervisor::read_exit(&dir) {
                 Some(record) => exit_of(record),
-                None => blocking(move || runtime.lost(&dir)).await,
+                None => blocking(move || runtime.lost(&dir, None)).await,
             }
         }
         .boxed()
@@ -320,19 +321,9 @@ impl PodRuntime for ProcessRuntime {
             let running = {
                 let (runtime, dir) = (runtime.clone(), dir.clone());
                 blocking(move || {
-                    let mut running = Vec::new();
-                    for container in entries(&dir.join("containers")).unwrap_or_default() {
-                        for attempt in entries(&container).unwrap_or_default() {
-                            let last =
-                                |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                            if supervisor::read_exit(&attempt).is_none()
-                                && let Ok(number) = last(&attempt).parse()
-                            {
-                                let container = last(&container);
-                                running.push(ContainerId { pod_uid: pod_uid.clone(), container, attempt: number });
-                            }
-                        }
-                    }
+                    let starts = runtime.starts_of(&pod_uid, &dir).into_iter();
+                    let running = starts.filter(|(_, dir)| supervisor::read_exit(dir).is_none());
+                    let running: Vec<ContainerId> = running.map(|(id, _)| id).collect();
                     running.iter().for_each(|id| runtime.signal(id, Signal::Kill));
                     running
                 })

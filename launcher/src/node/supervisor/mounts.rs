@@ -32,7 +32,8 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> MountError {
 
 const NONE: Option<&str> = None;
 
-/// Arranges the mounts of the calling process's own mount namespace. `scratch` is an existing empty folder.
+/// Arranges the mounts of the calling process's own mount namespace. `scratch` is a folder that the container need not
+/// see: what it holds is on the disk for a root file system, in memory and hidden from the host otherwise.
 pub(super) fn arrange(mounts: &[Mount], rootfs: Option<&Path>, scratch: &Path) -> Result<(), MountError> {
     let root = Path::new("/");
     mount(NONE, root, NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).map_err(|e| at(root)(e.into()))?;
@@ -40,6 +41,10 @@ pub(super) fn arrange(mounts: &[Mount], rootfs: Option<&Path>, scratch: &Path) -
     ordered.sort_by_key(|m| (m.target.components().count(), &m.target));
 
     let mut view = View { scratch: scratch.to_owned(), host: PathBuf::new(), writable: BTreeSet::new() };
+    if rootfs.is_none() && !ordered.is_empty() {
+        mount(Some("tmpfs"), scratch, Some("tmpfs"), MsFlags::empty(), Some("mode=700,size=1m"))
+            .map_err(|e| at(scratch)(e.into()))?;
+    }
     if let Some(rootfs) = rootfs {
         view.enter_rootfs(rootfs)?;
     } else if ordered.iter().any(|m| missing_below_root(&m.target)) {

@@ -4,7 +4,8 @@
 use super::init::{Ends, Isolation, Stage, encode, spawn};
 use super::logfile::{LogFile, Stream};
 use super::record::{
-    ExitRecord, LOCK_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, start_time_of, write_exit, write_run,
+    ExitRecord, RECORD_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, open, read_exit, start_time_of,
+    write_exit, write_run,
 };
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -19,7 +20,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -30,9 +30,8 @@ const DRAIN_MS: u16 = 500;
 /// No spec is larger: it holds arguments and environment, which the kernel limits to a few MiB.
 const MAX_SPEC: u64 = 16 << 20;
 
-/// Runs one container: its spec comes on stdin, the report of its start goes to stdout, its records to `dir`.
-/// Called before any thread is made.
-pub fn main(dir: &Path) -> ExitCode {
+/// Runs one container: its spec comes on stdin, the report of its start goes to stdout, its record to `dir`.
+pub(super) fn main(dir: &Path) -> ExitCode {
     match supervise(dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -54,9 +53,8 @@ fn supervise(dir: &Path) -> io::Result<()> {
     setsid().or_else(|errno| if errno == Errno::EPERM { Ok(Pid::this()) } else { Err(errno) })?;
     prctl::set_child_subreaper(true)?;
 
-    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK_FILE))?;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
-    if super::read_exit(dir).is_some() {
+    let mut lock = Flock::lock(open(dir)?, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+    if read_exit(dir).is_some() {
         return Err(io::Error::other("the container was given up before it started"));
     }
 
@@ -91,7 +89,7 @@ fn supervise(dir: &Path) -> io::Result<()> {
         pid_start: start_time_of(container.process.as_raw()).unwrap_or(0),
         started_at: now(),
     };
-    write_run(dir, &record)?;
+    write_run(&mut lock, &record)?;
     report(&StartReport::Started(record.clone()));
     // The node reads to the end of the report.
     dup2_stdout(OpenOptions::new().write(true).open("/dev/null")?.as_fd())?;
@@ -101,7 +99,7 @@ fn supervise(dir: &Path) -> io::Result<()> {
     };
     let (exit_code, signal) = if code >= 256 { (128 + code - 256, Some(code - 256)) } else { (code, None) };
     let (started_at, finished_at) = (record.started_at, now());
-    write_exit(dir, &ExitRecord { version: RECORD_VERSION, exit_code, signal, started_at, finished_at })
+    write_exit(&mut lock, &ExitRecord { version: RECORD_VERSION, exit_code, signal, started_at, finished_at })
 }
 
 fn report(report: &StartReport) {
@@ -122,18 +120,14 @@ struct Container {
 }
 
 fn start(spec: &Spec, dir: &Path) -> io::Result<Result<Container, StartReport>> {
-    let scratch = dir.join("mounts");
     let candidates = Isolation::candidates(spec, geteuid().is_root());
-    if candidates.iter().any(|c| c.mount) {
-        fs::create_dir_all(&scratch)?;
-    }
     let mut refusal = "no isolation is possible".to_owned();
     for isolation in candidates {
         let pair = || pipe2(OFlag::O_CLOEXEC).map_err(io::Error::from);
         let ((stdout, out), (stderr, err), (report, rep), (status, sta)) = (pair()?, pair()?, pair()?, pair()?);
         let stdin = OwnedFd::from(File::open("/dev/null")?);
         let ends = Ends { stdin, stdout: out, stderr: err, report: rep, status: sta };
-        let child = match spawn(spec, isolation, ends, &scratch) {
+        let child = match spawn(spec, isolation, ends, dir) {
             Ok(child) => child,
             Err(error) => {
                 refusal = format!("new namespaces: {error}");
@@ -232,7 +226,7 @@ fn attend(
         if readable[1] {
             let _ = nix::unistd::read(gone, &mut buffer);
         }
-        if readable[1] && !dir.join(LOCK_FILE).exists() {
+        if readable[1] && !dir.join(RECORD_FILE).exists() {
             kill_container(&container);
             // Orphans move up to this process as their parents end; none is left behind.
             while waitpid(None, None) != Err(Errno::ECHILD) {

@@ -1,5 +1,8 @@
-//! What node and supervisor tell each other: the spec on stdin, the start report on stdout, and the records in the
+//! What node and supervisor tell each other: the spec on stdin, the start report on stdout, and the record in the
 //! container's directory, which a later node reads, perhaps of another version.
+//!
+//! The record is one file: a line for the start, a line for the end. Its lock is held as long as the supervisor lives.
+//! A line is written at once; one that a power cut tore is no JSON and counts as never written.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,13 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) const RECORD_VERSION: u32 = 1;
-pub(crate) const LOCK_FILE: &str = "lock";
+pub(super) const RECORD_FILE: &str = "record";
 pub(crate) const LOG_FILE: &str = "0.log";
-const RUN_FILE: &str = "run.json";
-const EXIT_FILE: &str = "exit.json";
-/// The record of a pod, so many folders above those of its containers' starts.
-pub(crate) const POD_FILE: &str = "pod.json";
-const POD_DEPTH: usize = 3;
 /// A record is a few hundred bytes; anything much larger is not one.
 const MAX_RECORD: u64 = 64 * 1024;
 
@@ -78,40 +76,56 @@ pub(crate) struct ExitRecord {
     pub(crate) finished_at: Timestamp,
 }
 
+/// One line of the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    Run(RunRecord),
+    Exit(ExitRecord),
+}
+
+/// What is known of a container: its start, its end.
+pub(crate) fn read(dir: &Path) -> (Option<RunRecord>, Option<ExitRecord>) {
+    let path = dir.join(RECORD_FILE);
+    let (mut run, mut exit) = (None, None);
+    let small = fs::metadata(&path).is_ok_and(|file| file.len() <= MAX_RECORD);
+    let text = if small { fs::read(&path).unwrap_or_default() } else { Vec::new() };
+    for line in text.split(|byte| *byte == b'\n') {
+        match serde_json::from_slice(line) {
+            Ok(Line::Run(record)) => run = Some(record),
+            Ok(Line::Exit(record)) => exit = Some(record),
+            Err(_) => {}
+        }
+    }
+    (run, exit)
+}
+
 pub(crate) fn read_run(dir: &Path) -> Option<RunRecord> {
-    read(&dir.join(RUN_FILE))
+    read(dir).0
 }
 
 pub(crate) fn read_exit(dir: &Path) -> Option<ExitRecord> {
-    read(&dir.join(EXIT_FILE))
+    read(dir).1
 }
 
-pub(super) fn write_run(dir: &Path, record: &RunRecord) -> io::Result<()> {
-    write_atomically(&dir.join(RUN_FILE), &serde_json::to_vec(record)?)
+/// The record, to be locked and appended to; made where there is none.
+pub(crate) fn open(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(RECORD_FILE))
 }
 
-/// On disk when this returns, and so is what leads to it: the pod's record and the folders between.
-pub(crate) fn write_exit(dir: &Path, record: &ExitRecord) -> io::Result<()> {
-    let path = dir.join(EXIT_FILE);
-    write_atomically(&path, &serde_json::to_vec(record)?)?;
-    File::open(&path)?.sync_all()?;
-    // DIR/pods/UID/containers/NAME/ATTEMPT
-    for (depth, folder) in dir.ancestors().take(5).enumerate() {
-        if depth == POD_DEPTH
-            && let Ok(record) = File::open(folder.join(POD_FILE))
-        {
-            record.sync_all()?;
-        }
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
+pub(super) fn write_run(record: &mut File, run: &RunRecord) -> io::Result<()> {
+    append(record, &Line::Run(run.clone()))
 }
 
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
-    if fs::metadata(path).ok()?.len() > MAX_RECORD {
-        return None;
-    }
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+/// Only the holder of the record's lock may write.
+pub(crate) fn write_exit(record: &mut File, exit: &ExitRecord) -> io::Result<()> {
+    append(record, &Line::Exit(exit.clone()))
+}
+
+fn append(record: &mut File, line: &Line) -> io::Result<()> {
+    // The first break ends a line that was torn.
+    let text = format!("\n{}\n", serde_json::to_string(line)?);
+    record.write_all(text.as_bytes())
 }
 
 /// A reader sees the old content or the new, readable by the owner alone.
