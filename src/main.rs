@@ -9,6 +9,7 @@ mod exit;
 mod jobs;
 mod kubeconfig;
 mod logging;
+mod memory;
 mod output;
 mod pki;
 mod roles;

@@ -139,6 +139,7 @@ impl Server {
             server.drain().await;
             return Err(error);
         }
+        tokio::spawn(crate::memory::give_back());
         Ok(server)
     }
 

@@ -428,7 +428,12 @@ fn write_file(dir: &Path, file: &VolumeFile) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    write_atomically(&path, &file.content)?;
+    if path.exists() {
+        // Its readers see the old content or the new.
+        write_atomically(&path, &file.content)?;
+    } else {
+        fs::write(&path, &file.content)?;
+    }
     fs::set_permissions(&path, fs::Permissions::from_mode(file.mode & 0o777))
 }
 
