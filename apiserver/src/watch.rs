@@ -191,6 +191,17 @@ fn line(kind: &str, object: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// The metadata of an encoded object, cut out of it: whoever watches metadata watches every kind.
+fn partial(version: &str, object: &[u8]) -> Vec<u8> {
+    #[derive(serde::Deserialize)]
+    struct Cut<'a> {
+        #[serde(borrow)]
+        metadata: &'a serde_json::value::RawValue,
+    }
+    let metadata = serde_json::from_slice::<Cut<'_>>(object).map_or("{}", |cut| cut.metadata.get());
+    format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"{version}\",\"metadata\":{metadata}}}").into_bytes()
+}
+
 impl Encoder {
     /// An event as the selection sees it: an object that comes to match is added, one that ceases to is deleted.
     fn translate(&mut self, event: &Event) -> Option<Bytes> {
@@ -211,6 +222,9 @@ impl Encoder {
     fn event(&mut self, kind: &str, object: &Object) -> Bytes {
         match self.form.shape {
             Shape::Whole if self.form.encoding == Encoding::Json => line(kind, &self.served.json(object)),
+            Shape::Partial(version) if self.form.encoding == Encoding::Json => {
+                line(kind, &partial(version, &self.served.json(object)))
+            }
             _ => {
                 let value = self.served.value(object);
                 self.shaped(kind, value)

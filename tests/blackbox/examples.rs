@@ -142,7 +142,7 @@ fn with_killed_ranks(server: &Server, name: &str, policy: &str, victims: &[&str]
     server.apply(&job);
     within(LIMIT, "a checkpoint", || {
         let mut saved = std::fs::read_dir(folder.join("checkpoints")).ok()?.flatten();
-        saved.any(|file| file.file_name().to_string_lossy().ends_with(".safetensors")).then_some(())
+        saved.any(|file| file.file_name().to_string_lossy().ends_with(".json")).then_some(())
     });
     let pods: Vec<String> = victims.iter().map(|victim| format!("{name}-{victim}")).collect();
     let pids: Vec<Option<i32>> = pods.iter().map(|pod| process_of(server, pod)).collect();

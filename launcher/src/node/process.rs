@@ -97,7 +97,10 @@ impl ProcessRuntime {
         let dir = self.pod_dir(&record.uid);
         make_dir(&dir).map_err(context(&dir))?;
         let text = serde_json::to_vec(record).map_err(|e| context(&dir)(e.into()))?;
-        write_atomically(&dir.join(POD_FILE), &text).map_err(context(&dir))?;
+        let path = dir.join(POD_FILE);
+        // A torn first one is a pod in which nothing was started yet.
+        let written = if path.exists() { write_atomically(&path, &text) } else { fs::write(&path, &text) };
+        written.map_err(context(&path))?;
         let mut places = BTreeMap::new();
         for (name, volume) in volumes {
             let own = dir.join("volumes").join(safe(name));
