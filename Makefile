@@ -40,7 +40,7 @@ demo: build data ## Train Fashion-MNIST from a PyTorchJob and check the result
 	scripts/demo.sh
 
 bench: build ## Run the benchmarks, results under benches/results
-	cargo bench --locked --bench control-plane
+	cargo bench --workspace --locked --bench control-plane
 
 lint: ## Formatting and lints, as CI runs them
 	cargo fmt --check

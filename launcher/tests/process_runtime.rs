@@ -269,14 +269,43 @@ async fn a_later_node_adopts_what_runs_and_learns_how_it_ended() {
     assert_eq!(log(&second), ["stdout F once"], "it was started once");
 }
 
+/// From the record of the container's start.
+fn supervisor_of(runtime: &ProcessRuntime) -> i32 {
+    let record = fs::read_to_string(runtime.log_dir(&id(0)).join("record")).expect("a record");
+    let lines = record.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let run = { lines }.find_map(|line| line.get("run").cloned()).expect("the start");
+    i32::try_from(run["supervisor"].as_i64().expect("a pid")).expect("a pid")
+}
+
+fn parent_of(pid: i32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+    rest.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn the_process_that_supervisors_are_forked_from_may_die() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let runtime = prepared(dir.path()).await;
+    let first = runtime.start(shell("sleep 1000")).await.expect("started");
+    let forking = processes_with(&dir.path().display().to_string());
+    let forking = { forking }.into_iter().find(|pid| parent_of(*pid) == std::process::id()).expect("it runs");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(forking), nix::sys::signal::Signal::SIGKILL).expect("killed");
+
+    let quick = ContainerId { container: "quick".to_owned(), ..id(0) };
+    runtime.start(ContainerStart { id: quick.clone(), ..shell("exit 4") }).await.expect("started");
+    assert_eq!(runtime.wait(quick).await.exit_code, 4);
+    assert!(alive(first.pid), "what was forked before goes on");
+    runtime.signal(&id(0), Signal::Kill);
+    assert_eq!(ended(&runtime).await.exit_code, 137);
+}
+
 #[tokio::test]
 async fn a_killed_supervisor_takes_its_container_along() {
     let dir = tempfile::tempdir().expect("a folder");
     let runtime = prepared(dir.path()).await;
     let started = runtime.start(shell("sleep 1000 & sleep 1000")).await.expect("started");
-    let run: serde_json::Value =
-        serde_json::from_slice(&fs::read(runtime.log_dir(&id(0)).join("run.json")).expect("a record")).expect("JSON");
-    let supervisor = i32::try_from(run["supervisor"].as_i64().expect("a pid")).expect("a pid");
+    let supervisor = supervisor_of(&runtime);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGKILL).expect("killed");
     let exit = ended(&runtime).await;
     assert_eq!((exit.exit_code, exit.lost), (137, true));
@@ -310,9 +339,7 @@ async fn a_supervisor_is_small() {
     let dir = tempfile::tempdir().expect("a folder");
     let runtime = prepared(dir.path()).await;
     runtime.start(shell("sleep 1000")).await.expect("started");
-    let run: serde_json::Value =
-        serde_json::from_slice(&fs::read(runtime.log_dir(&id(0)).join("run.json")).expect("a record")).expect("JSON");
-    let status = fs::read_to_string(format!("/proc/{}/status", run["supervisor"])).expect("a status");
+    let status = fs::read_to_string(format!("/proc/{}/status", supervisor_of(&runtime))).expect("a status");
     let rss = status.lines().find(|l| l.starts_with("VmRSS")).expect("a size");
     let anonymous = status.lines().find(|l| l.starts_with("RssAnon")).expect("a size");
     println!("{rss}, {anonymous}");

@@ -38,6 +38,9 @@ use tokio::sync::{Notify, watch};
 
 /// A status that says only that the pod is about to start is held back this long: mostly it has started by then.
 const FIRST_STATUS: SignedDuration = SignedDuration::from_millis(100);
+/// A status that says only that the first processes run is held back this long: what has ended by then, or failed, is
+/// told in one. (Half of the writes of a job that runs for a moment, and its controllers' work for them.)
+const FIRST_RUNNING: SignedDuration = SignedDuration::from_millis(20);
 /// After a request to the API server failed.
 const RETRY: SignedDuration = SignedDuration::from_secs(1);
 /// How often what a container or volume lacks is looked for again: 1 s, doubled up to this.
@@ -554,6 +557,10 @@ impl Worker {
             at(due);
             return Some(wake);
         }
+        if let Some(due) = self.just_started(plan).filter(|due| *due > now) {
+            at(due);
+            return Some(wake);
+        }
         let status = render(now, &self.pod, &self.facts, &self.observed, plan, &self.shared.address, &self.conditions);
         self.conditions = status.conditions.clone().unwrap_or_default();
         let status = serde_json::to_value(status).unwrap_or_default();
@@ -576,6 +583,19 @@ impl Worker {
             return None;
         }
         Some(wake)
+    }
+
+    /// Until when a status that would say for the first time that the pod runs is held back.
+    fn just_started(&self, plan: &Plan) -> Option<Timestamp> {
+        let told = self.written.as_ref().is_some_and(|status| status["phase"] == "Running");
+        if plan.phase != Phase::Running || told || self.observed.stop.is_some() {
+            return None;
+        }
+        let started = self.observed.containers.values().filter_map(|container| match &container.state {
+            State::Running { started_at, .. } => Some(*started_at),
+            _ => None,
+        });
+        started.max().map(|at| later(at, FIRST_RUNNING))
     }
 }
 
