@@ -223,7 +223,7 @@ impl Snapshot {
                 }
                 None => {
                     bound = false;
-                    if self.pods.get(&key).is_some_and(|pod| pod.uid == placement.uid) {
+                    if self.pods.get(&key).is_some_and(|pod| pod.asks.uid == placement.uid) {
                         self.remove_pod(&key);
                     }
                 }
