@@ -222,7 +222,7 @@ impl Encoder {
     fn event(&mut self, kind: &str, object: &Object) -> Bytes {
         match self.form.shape {
             Shape::Whole if self.form.encoding == Encoding::Json => line(kind, &self.served.json(object)),
-            Shape::Partial(version) if self.form.encoding == Encoding::Json => {
+            Shape::Partial(version, _) if self.form.encoding == Encoding::Json => {
                 line(kind, &partial(version, &self.served.json(object)))
             }
             _ => {
