@@ -18,13 +18,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
 const JOBS: &str = "/apis/kubeflow.org/v1/namespaces/default/pytorchjobs";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+static LEFT: Mutex<Vec<TempDir>> = Mutex::new(Vec::new());
 
 /// A `muster up` in a folder of its own.
 struct Server {
@@ -69,6 +71,11 @@ impl Server {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) * 10.0
+    }
+
+    /// Drains. The folder is kept until all is measured: file systems take their time over what was just deleted.
+    fn end(self) {
+        LEFT.lock().unwrap().push(self.stop());
     }
 
     /// Drains; gives the folder back.
@@ -117,7 +124,7 @@ fn ready() -> Value {
         .map(|_| {
             let server = Server::start(&[]);
             let ready = server.ready;
-            server.stop();
+            server.end();
             ready.as_secs_f64() * 1e3
         })
         .collect();
@@ -154,7 +161,7 @@ async fn gang() -> Value {
         first.push(started[0].min(started[1]) - submitted);
         both.push(started[0].max(started[1]) - submitted);
     }
-    server.stop();
+    server.end();
     json!({"first_process": summary("ms", first), "both_processes": summary("ms", both)})
 }
 
@@ -209,7 +216,7 @@ async fn jobs() -> Value {
     let elapsed = started.elapsed().as_secs_f64();
     let loaded = server.rss_mib();
     let server_ms = (server.cpu_ms() - cpu_before) / COUNT as f64;
-    server.stop();
+    server.end();
     json!({
         "jobs": COUNT, "seconds": round(elapsed), "jobs_per_second": round(COUNT as f64 / elapsed),
         "server_cpu_ms_per_job": round(server_ms),
@@ -230,7 +237,7 @@ async fn writes() -> Value {
             "clients_1_to_raw": round(one / disk), "clients_64_to_raw": round(many / disk),
         }));
     }
-    server.stop();
+    server.end();
     json!({"object": "ConfigMap of 1 KiB", "rounds": rounds})
 }
 
@@ -283,7 +290,7 @@ fn memory() -> Value {
             let server = Server::start(&[]);
             std::thread::sleep(Duration::from_secs(5));
             let rss = server.rss_mib();
-            server.stop();
+            server.end();
             rss
         })
         .collect();
@@ -364,6 +371,7 @@ fn main() {
     let path = folder.join("control-plane.json");
     std::fs::write(&path, serde_json::to_string_pretty(&result).unwrap() + "\n").unwrap();
     println!("written to {}", path.display());
+    LEFT.lock().unwrap().clear();
 }
 
 fn strip_raw(value: &mut Value) {
