@@ -71,28 +71,46 @@ fn quantity(value: &Value) -> Quantity {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or(Quantity::ZERO)
 }
 
-/// What a pod asks for: its containers together, or its largest init container, whichever is more.
+/// What a pod needs of each resource (`requests` or `limits`): its containers and sidecars together, or the largest
+/// moment of its initialisation, and its overhead.
+pub fn of_pod(spec: &Value, list: &str) -> Amounts {
+    let amounts = |map: &Value| -> Amounts {
+        map.as_object().into_iter().flatten().map(|(key, value)| (key.clone(), quantity(value))).collect()
+    };
+    let mut sum = Amounts::new();
+    for container in spec["containers"].as_array().into_iter().flatten() {
+        add(&mut sum, amounts(&container["resources"][list]));
+    }
+    let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
+    for container in spec["initContainers"].as_array().into_iter().flatten() {
+        let asked = amounts(&container["resources"][list]);
+        if container["restartPolicy"] == "Always" {
+            add(&mut sidecars, asked);
+            continue;
+        }
+        let mut moment = sidecars.clone();
+        add(&mut moment, asked);
+        for (key, amount) in moment {
+            let most = peak.entry(key).or_insert(Quantity::ZERO);
+            *most = (*most).max(amount);
+        }
+    }
+    add(&mut sum, sidecars);
+    for (key, amount) in peak {
+        let total = sum.entry(key).or_insert(Quantity::ZERO);
+        *total = (*total).max(amount);
+    }
+    let mut overhead = amounts(&spec["overhead"]);
+    // What has no limit gets none by its overhead.
+    overhead.retain(|key, _| list == "requests" || sum.contains_key(key));
+    add(&mut sum, overhead);
+    sum
+}
+
 fn pod_requests(spec: &Value) -> Amounts {
     let mut amounts = Amounts::new();
     for list in ["requests", "limits"] {
-        let of = |containers: &str| -> Vec<Amounts> {
-            let containers = spec[containers].as_array().into_iter().flatten();
-            containers
-                .map(|container| {
-                    let map = container["resources"][list].as_object().into_iter().flatten();
-                    map.map(|(key, value)| (key.clone(), quantity(value))).collect()
-                })
-                .collect()
-        };
-        let mut sum = Amounts::new();
-        of("containers").into_iter().for_each(|container| add(&mut sum, container));
-        for container in of("initContainers") {
-            for (key, amount) in container {
-                let total = sum.entry(key).or_insert(Quantity::ZERO);
-                *total = (*total).max(amount);
-            }
-        }
-        for (key, amount) in sum {
+        for (key, amount) in of_pod(spec, list) {
             let native = ["cpu", "memory", "ephemeral-storage"].contains(&key.as_str());
             let key = if list == "requests" && native { key } else { format!("{list}.{key}") };
             amounts.insert(key, amount);
@@ -178,6 +196,16 @@ mod tests {
         let service = json!({"spec": {"type": "NodePort", "ports": [{}, {}]}});
         assert_eq!(shown(&usage("", "services", &service)), ["count/services=1", "services=1", "services.nodeports=2"]);
         assert_eq!(shown(&usage("batch", "jobs", &json!({}))), ["count/jobs.batch=1"]);
+    }
+
+    #[test]
+    fn a_sidecar_counts_beside_the_containers() {
+        let gpu = json!({"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": "1"}});
+        let spec = json!({"containers": [{"resources": gpu}], "overhead": {"cpu": "100m"}, "initContainers": [
+            {"resources": gpu, "restartPolicy": "Always"},
+            {"resources": {"requests": {"nvidia.com/gpu": "2", "cpu": "1"}}}]});
+        assert_eq!(shown(&of_pod(&spec, "requests")), ["cpu=1100m", "nvidia.com/gpu=3"]);
+        assert_eq!(shown(&of_pod(&spec, "limits")), ["nvidia.com/gpu=2"]);
     }
 
     #[test]

@@ -347,3 +347,32 @@ async fn a_supervisor_is_small() {
     assert!(kib < 1024, "{anonymous}");
     runtime.remove("uid-1".to_owned()).await;
 }
+
+#[tokio::test]
+async fn trouble_of_the_supervisor_is_no_failure_of_the_container() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let runtime = prepared(dir.path()).await;
+    let log = runtime.log_dir(&id(0)).join("0.log");
+    fs::create_dir_all(&log).expect("made");
+    let error = runtime.start(shell("true")).await.expect_err("there is no log to write to");
+    assert!(matches!(error, StartError::Machine(_)), "{error:?}");
+    fs::remove_dir(&log).expect("removed");
+    runtime.start(shell("exit 5")).await.expect("started");
+    assert_eq!(ended(&runtime).await.exit_code, 5);
+}
+
+#[tokio::test]
+async fn a_new_file_of_a_volume_follows_no_link_that_a_container_left() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let runtime = runtime(dir.path());
+    let volume = |names: &[&str]| {
+        let file = |name: &&str| VolumeFile { path: PathBuf::from(name), mode: 0o644, content: b"new".to_vec() };
+        BTreeMap::from([("v".to_owned(), Volume::Files(names.iter().map(file).collect()))])
+    };
+    let places = runtime.prepare(record(), volume(&["a"])).await.expect("prepared");
+    let outside = dir.path().join("outside");
+    std::os::unix::fs::symlink(&outside, places["v"].join("b")).expect("linked");
+    runtime.prepare(record(), volume(&["a", "b"])).await.expect("prepared");
+    assert!(!outside.exists());
+    assert_eq!(fs::read(places["v"].join("b")).expect("a file"), b"new");
+}

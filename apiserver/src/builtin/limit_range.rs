@@ -39,7 +39,12 @@ pub(super) fn pod(pod: &mut Value, context: &Context<'_>) -> ApiResult<()> {
             }
         }
         for item in about(range, "Pod") {
-            check(item, &of_pod(spec, "requests"), &of_pod(spec, "limits"), &mut wrong);
+            check(
+                item,
+                &muster_api::quota::of_pod(spec, "requests"),
+                &muster_api::quota::of_pod(spec, "limits"),
+                &mut wrong,
+            );
         }
         refuse("pods", text(pod, "/metadata/name"), &wrong)?;
     }
@@ -183,21 +188,6 @@ fn fill_in(pod: &mut Value, range: &Value) {
 fn amounts(object: &Value, key: &str) -> Amounts {
     let parse = |(name, amount): (&String, &Value)| Some((name.clone(), amount.as_str()?.parse().ok()?));
     entries(object, key).filter_map(parse).collect()
-}
-
-/// Of the pod as a whole: its containers together, or the largest of those that run before.
-fn of_pod(spec: &Value, list: &str) -> Amounts {
-    let of = |container: &Value| amounts(container.get("resources").unwrap_or(&Value::Null), list);
-    let mut sum = Amounts::new();
-    for (name, amount) in items(spec, "containers").iter().flat_map(of) {
-        let total = sum.entry(name).or_insert(Quantity::ZERO);
-        *total = *total + amount;
-    }
-    for (name, amount) in items(spec, "initContainers").iter().flat_map(of) {
-        let total = sum.entry(name).or_insert(Quantity::ZERO);
-        *total = (*total).max(amount);
-    }
-    sum
 }
 
 fn check(item: &Value, requests: &Amounts, limits: &Amounts, wrong: &mut Vec<String>) {

@@ -54,7 +54,8 @@ impl Api {
             return Ok(false);
         }
         let mut wanted = quota::usage(group, plural, object);
-        if let Some(old) = old {
+        // What the quota was not about until now counts whole.
+        if let Some(old) = old.filter(|old| counts(old)) {
             let before = quota::usage(group, plural, old);
             for (key, amount) in &mut wanted {
                 let old = before.get(key).copied().unwrap_or(Quantity::ZERO);

@@ -228,6 +228,8 @@ impl Store {
         loop {
             // Made before the look, so that no revision between the two is missed.
             let published = self.0.view.published();
+            // Read first: what is refused after this look is not covered by a later revision.
+            let seen = self.revision();
             let (failed, lost) = {
                 let head = self.0.lock();
                 (head.failed.clone(), head.lost.iter().any(|(from, to)| (*from..=*to).contains(&revision)))
@@ -235,7 +237,7 @@ impl Store {
             if lost {
                 return Err(CommitError::Full("no space was left for the object".into()));
             }
-            if self.revision() >= revision {
+            if seen >= revision {
                 return Ok(());
             }
             if let Some(why) = failed {

@@ -56,6 +56,8 @@ enum Input {
 /// A decision took so long; the next one may take a tenth of the time at most. What arrives meanwhile is part of it.
 /// (With nothing waiting a decision takes some microseconds, and follows its cause at once.)
 const SHARE: u32 = 9;
+/// However long a decision took (the machine may have been busy with something else).
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Which kind an input is of; the initial lists of all of them are awaited before the first decision.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +90,7 @@ pub async fn run(
         if scheduler.dirty && scheduler.synced.len() == 4 && scheduler.rested_at.is_none_or(|at| at <= instant) {
             scheduler.dirty = false;
             let starts = scheduler.decide(now, reserve_after);
-            scheduler.rested_at = Some(tokio::time::Instant::now() + instant.elapsed() * SHARE);
+            scheduler.rested_at = Some(tokio::time::Instant::now() + (instant.elapsed() * SHARE).min(LONGEST_REST));
             for start in starts {
                 let binder = binder.clone();
                 commits.push(async move { (binder.bind(&start).await, start) });
@@ -190,9 +192,11 @@ impl State {
             // Rounded up, so that it is not woken a moment too early.
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(1)
         });
-        let rested = self.rested_at.filter(|_| self.dirty && self.synced.len() == 4);
-        let rested = rested.map(|at| at.saturating_duration_since(instant));
-        [held, wake, rested].into_iter().flatten().min()
+        if self.dirty && self.synced.len() == 4 {
+            // Whatever else would wake it leads to the decision that is due anyway.
+            return Some(self.rested_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(instant)));
+        }
+        [held, wake].into_iter().flatten().min()
     }
 
     fn wake(&mut self) {

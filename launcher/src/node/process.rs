@@ -25,10 +25,10 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{Pid, pipe2};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -160,6 +160,7 @@ impl ProcessRuntime {
         match report {
             Ok(StartReport::Refused { message }) => Err(StartError::Refused(message)),
             Ok(StartReport::Failed { message }) => Err(StartError::Failed(message)),
+            Ok(StartReport::Machine { message }) => Err(StartError::Machine(message)),
             _ => {
                 handed.and(told).map_err(machine)?;
                 Err(StartError::Machine("its supervisor ended without a word".to_owned()))
@@ -207,6 +208,10 @@ impl ProcessRuntime {
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
+        }
+        // With the lock nobody writes any more: the end may have been recorded since the first look.
+        if let Some(exit) = supervisor::read_exit(dir) {
+            return Recovered::Exited(exit_of(exit));
         }
         // Written under the lock: a supervisor that comes late sees it and does not start.
         Recovered::Exited(self.lost(dir, held))
@@ -431,11 +436,12 @@ fn write_file(dir: &Path, file: &VolumeFile) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    if path.exists() {
-        // Its readers see the old content or the new.
-        write_atomically(&path, &file.content)?;
-    } else {
-        fs::write(&path, &file.content)?;
+    // A new file follows no link that a container may have left in its volume; the readers of one that is there see
+    // its old content or its new.
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(mut new) => new.write_all(&file.content)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => write_atomically(&path, &file.content)?,
+        Err(error) => return Err(error),
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(file.mode & 0o777))
 }

@@ -59,11 +59,15 @@ fn run(dir: &Path) -> io::Result<u8> {
         }
     }
     fchdir(&cwd)?;
-    let env: Vec<(String, String)> = String::from_utf8_lossy(&environ)
+    let mut env: Vec<(String, String)> = String::from_utf8_lossy(&environ)
         .split('\0')
         .filter_map(|variable| variable.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
+    if !env.iter().any(|(name, _)| name == "PATH") {
+        // A process that has given itself a title has written over its environment.
+        env.push(("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()));
+    }
     drop((spaces, cwd));
 
     // A PID namespace is entered by children alone.

@@ -27,6 +27,8 @@ use std::process::ExitCode;
 const CHUNK: usize = 32 * 1024;
 /// How long output is awaited after the container's process has ended and nothing can write any more.
 const DRAIN_MS: u16 = 500;
+/// How often the folder is looked for where nothing tells that it is gone.
+const LOOK_MS: u16 = 1000;
 /// No spec is larger: it holds arguments and environment, which the kernel limits to a few MiB.
 const MAX_SPEC: u64 = 16 << 20;
 
@@ -35,7 +37,7 @@ pub(super) fn main(dir: &Path) -> ExitCode {
     match supervise(dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&StartReport::Failed { message: format!("supervisor: {error}") });
+            report(&StartReport::Machine { message: format!("supervisor: {error}") });
             ExitCode::FAILURE
         }
     }
@@ -67,7 +69,8 @@ fn supervise(dir: &Path) -> io::Result<()> {
     }
     dup2_stdin(File::open("/dev/null")?.as_fd())?;
     let log = LogFile::create(dir, spec.log_max_bytes, spec.log_max_files)?;
-    let gone = watch_removal(dir)?;
+    // A user has only so many of these; without one, a look now and then has to do.
+    let gone = watch_removal(dir).ok();
     let signals = SigSet::all();
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
@@ -94,7 +97,7 @@ fn supervise(dir: &Path) -> io::Result<()> {
     // The node reads to the end of the report.
     dup2_stdout(OpenOptions::new().write(true).open("/dev/null")?.as_fd())?;
 
-    let Some(code) = attend(container, log, &signals, &gone, dir)? else {
+    let Some(code) = attend(container, log, &signals, gone.as_ref(), dir)? else {
         return Ok(());
     };
     let (exit_code, signal) = if code >= 256 { (128 + code - 256, Some(code - 256)) } else { (code, None) };
@@ -185,7 +188,7 @@ fn attend(
     mut container: Container,
     mut log: LogFile,
     signals: &SignalFd,
-    gone: &OwnedFd,
+    gone: Option<&OwnedFd>,
     dir: &Path,
 ) -> io::Result<Option<i32>> {
     let mut open = [true, true];
@@ -193,11 +196,15 @@ fn attend(
     let mut buffer = vec![0u8; CHUNK];
     loop {
         let streams = [&container.stdout, &container.stderr];
-        let mut fds =
-            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(gone.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let polled: Vec<usize> = (0..2).filter(|i| open[*i]).collect();
         fds.extend(polled.iter().map(|i| PollFd::new(streams[*i].as_fd(), PollFlags::POLLIN)));
-        let timeout = if ended.is_some() { PollTimeout::from(DRAIN_MS) } else { PollTimeout::NONE };
+        fds.extend(gone.map(|gone| PollFd::new(gone.as_fd(), PollFlags::POLLIN)));
+        let timeout = match (ended, gone) {
+            (Some(_), _) => PollTimeout::from(DRAIN_MS),
+            (None, Some(_)) => PollTimeout::NONE,
+            (None, None) => PollTimeout::from(LOOK_MS),
+        };
         let ready = match poll(&mut fds, timeout) {
             Err(Errno::EINTR) => continue,
             other => other?,
@@ -208,7 +215,7 @@ fn attend(
             break;
         }
         for (slot, index) in polled.iter().enumerate() {
-            if !readable[slot + 2] {
+            if !readable[slot + 1] {
                 continue;
             }
             let (file, stream) = match index {
@@ -223,10 +230,15 @@ fn attend(
                 Err(_) => open[*index] = false,
             }
         }
-        if readable[1] {
-            let _ = nix::unistd::read(gone, &mut buffer);
-        }
-        if readable[1] && !dir.join(RECORD_FILE).exists() {
+        let look = match gone {
+            Some(gone) if readable.last() == Some(&true) => {
+                let _ = nix::unistd::read(gone, &mut buffer);
+                true
+            }
+            Some(_) => false,
+            None => ready == 0,
+        };
+        if look && !dir.join(RECORD_FILE).exists() {
             kill_container(&container);
             // Orphans move up to this process as their parents end; none is left behind.
             while waitpid(None, None) != Err(Errno::ECHILD) {

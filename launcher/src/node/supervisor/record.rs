@@ -52,6 +52,10 @@ pub(crate) enum StartReport {
     Failed {
         message: String,
     },
+    /// The supervisor itself met with trouble (a full disk, say); the container is none the worse.
+    Machine {
+        message: String,
+    },
 }
 
 /// The running container, for whoever adopts it.

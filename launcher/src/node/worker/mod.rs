@@ -557,7 +557,9 @@ impl Worker {
             at(due);
             return Some(wake);
         }
-        if let Some(due) = self.just_started(plan).filter(|due| *due > now) {
+        // (A clock that was set back must not hold it for longer.)
+        let held = |due: &Timestamp| *due > now && *due <= later(now, FIRST_RUNNING);
+        if let Some(due) = self.just_started(plan).filter(held) {
             at(due);
             return Some(wake);
         }

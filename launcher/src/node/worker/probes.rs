@@ -46,7 +46,10 @@ impl Worker {
         if adopted {
             // It stays what it was until its probes say otherwise.
             let statuses = self.pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-            if let Some(status) = statuses.into_iter().find(|status| status.name == name) {
+            let of_this_start = |status: &&k8s_openapi::api::core::v1::ContainerStatus| {
+                status.name == name && u32::try_from(status.restart_count) == Ok(attempt)
+            };
+            if let Some(status) = statuses.into_iter().find(of_this_start) {
                 known.probed.started |= status.started == Some(true);
                 known.probed.ready |= status.ready;
             }
