@@ -50,7 +50,8 @@ fn with_python(command: &mut Command) {
 
 /// What follows a mark in a log, to the end of the word.
 fn after<'a>(log: &'a str, mark: &str) -> Vec<&'a str> {
-    log.split(mark).skip(1).map(|rest| rest.split_whitespace().next().unwrap_or_default()).collect()
+    let word = |at: usize| log[at + mark.len()..].split_whitespace().next().unwrap_or_default();
+    log.match_indices(mark).map(|(at, _)| word(at)).collect()
 }
 
 fn succeeds(server: &Server, job: &str) {

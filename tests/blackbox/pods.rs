@@ -152,8 +152,8 @@ int main(int count, char **argument) {
 }"#;
     write("program.c", source);
     write("rootfs/etc/marker", "of the image");
-    write("rootfs/work/readme", "");
-    write("config.json", r#"{"process": {"args": ["/program"], "env": ["PATH=/", "FROM_IMAGE=yes"], "cwd": "/work"}}"#);
+    write("rootfs/srv/readme", "");
+    write("config.json", r#"{"process": {"args": ["/program"], "env": ["PATH=/", "FROM_IMAGE=yes"], "cwd": "/srv"}}"#);
     let mut compiler = std::process::Command::new("gcc");
     compiler.args(["-static", "-o"]).arg(bundle.join("rootfs/program")).arg(bundle.join("program.c"));
     crate::harness::finish(compiler, "").succeeded();
@@ -167,10 +167,10 @@ int main(int count, char **argument) {
     server.kubectl(&["wait", "pod/unpacked", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]).succeeded();
     assert_eq!(
         server.kubectl(&["logs", "unpacked"]).succeeded().stdout,
-        "of the image FROM_IMAGE=yes, python3 is away\nin /work, written: 1, argument: hello\n"
+        "of the image FROM_IMAGE=yes, python3 is away\nin /srv, written: 1, argument: hello\n"
     );
     // What a container writes is its own.
-    assert!(!bundle.join("rootfs/work/out").exists());
+    assert!(!bundle.join("rootfs/srv/out").exists());
 }
 
 #[test]

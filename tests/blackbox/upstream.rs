@@ -59,11 +59,19 @@ fn image_table(dir: &Path) -> PathBuf {
     for image in ["pytorch", "tensorflow", "mxnet", "byteps"] {
         write(&format!("{image}/bin/python"), python);
     }
-    write("pytorch/opt/pytorch-mnist/mnist.py", pytorch);
-    write("pytorch/var/mnist.py", pytorch);
-    write("tensorflow/var/tf_mnist/mnist_with_summaries.py", tensorflow);
-    write("mxnet/incubator-mxnet/example/image-classification/train_mnist.py", mxnet);
-    write("byteps/usr/local/byteps/example/mxnet/train_imagenet_byteps.py", mxnet);
+    for (path, program) in [
+        ("pytorch/opt/pytorch-mnist/mnist.py", pytorch),
+        ("pytorch/var/mnist.py", pytorch),
+        ("tensorflow/var/tf_mnist/mnist_with_summaries.py", tensorflow),
+        ("mxnet/incubator-mxnet/example/image-classification/train_mnist.py", mxnet),
+        ("byteps/usr/local/byteps/example/mxnet/train_imagenet_byteps.py", mxnet),
+    ] {
+        write(path, program);
+        write(
+            &Path::new(path).with_file_name("environment.py").to_string_lossy(),
+            include_str!("upstream/environment.py"),
+        );
+    }
     write(
         "byteps/bin/bpslaunch",
         "#!/bin/sh\ntest -w /dev/shm || exit 3\n[ $# -gt 0 ] || set -- python3 \

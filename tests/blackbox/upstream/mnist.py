@@ -7,16 +7,7 @@ import socket
 import sys
 import time
 
-
-def check(true, problem):
-    if not true:
-        sys.exit(f"wrong environment: {problem}")
-
-
-def variable(name):
-    check(name in os.environ, f"{name} is not set")
-    return os.environ[name]
-
+from environment import check, variable
 
 def number(name, least, most):
     text = variable(name)

@@ -7,14 +7,9 @@ import socket
 import sys
 import time
 
+from environment import check, variable
 
-def check(true, problem):
-    if not true:
-        sys.exit(f"wrong environment: {problem}")
-
-
-check("TF_CONFIG" in os.environ, "TF_CONFIG is not set")
-config = json.loads(os.environ["TF_CONFIG"])
+config = json.loads(variable("TF_CONFIG"))
 check(sorted(config) == ["cluster", "environment", "task"], f"TF_CONFIG has the keys {sorted(config)}")
 check(config["environment"] == "cloud", f"environment {config['environment']}")
 role, index = config["task"]["type"], config["task"]["index"]
