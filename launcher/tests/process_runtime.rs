@@ -283,18 +283,38 @@ fn parent_of(pid: i32) -> u32 {
     rest.split_whitespace().nth(1).and_then(|parent| parent.parse().ok()).unwrap_or(0)
 }
 
+/// The child of this test that forks the supervisors of `dir`.
+fn forking(dir: &Path) -> nix::unistd::Pid {
+    let named = processes_with(&dir.display().to_string());
+    let own = { named }.into_iter().find(|pid| parent_of(*pid) == std::process::id()).expect("it runs");
+    nix::unistd::Pid::from_raw(own)
+}
+
 #[tokio::test]
 async fn the_process_that_supervisors_are_forked_from_may_die() {
+    use nix::sys::signal::{Signal as Unix, kill};
     let dir = tempfile::tempdir().expect("a folder");
     let runtime = prepared(dir.path()).await;
     let first = runtime.start(shell("sleep 1000")).await.expect("started");
-    let forking = processes_with(&dir.path().display().to_string());
-    let forking = { forking }.into_iter().find(|pid| parent_of(*pid) == std::process::id()).expect("it runs");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(forking), nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let quick = |name: &str| ContainerId { container: name.to_owned(), ..id(0) };
+    let exit = |name: &str| ContainerStart { id: quick(name), ..shell("exit 4") };
 
-    let quick = ContainerId { container: "quick".to_owned(), ..id(0) };
-    runtime.start(ContainerStart { id: quick.clone(), ..shell("exit 4") }).await.expect("started");
-    assert_eq!(runtime.wait(quick).await.exit_code, 4);
+    kill(forking(dir.path()), Unix::SIGKILL).expect("killed");
+    runtime.start(exit("after")).await.expect("started");
+    assert_eq!(runtime.wait(quick("after")).await.exit_code, 4);
+
+    // Killed with messages on their way, which nobody will ever read.
+    let pid = forking(dir.path());
+    kill(pid, Unix::SIGSTOP).expect("stopped");
+    let killed = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        kill(pid, Unix::SIGKILL).expect("killed");
+    };
+    let (one, other, ()) = tokio::join!(runtime.start(exit("one")), runtime.start(exit("other")), killed);
+    one.and(other).expect("started");
+    assert_eq!(runtime.wait(quick("one")).await.exit_code, 4);
+    assert_eq!(runtime.wait(quick("other")).await.exit_code, 4);
+
     assert!(alive(first.pid), "what was forked before goes on");
     runtime.signal(&id(0), Signal::Kill);
     assert_eq!(ended(&runtime).await.exit_code, 137);

@@ -146,25 +146,36 @@ impl ProcessRuntime {
             log_max_files: self.config.log_max_files,
         };
         let spec = serde_json::to_vec(&spec).map_err(|e| machine(e.into()))?;
-        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|e| machine(e.into()));
-        let ((stdin, give), (take, stdout)) = (pipe()?, pipe()?);
-        self.spawner.spawn(&dir, &stdin, &stdout).map_err(machine)?;
-        drop((stdin, stdout));
-        let handed = File::from(give).write_all(&spec);
-        let mut report = Vec::new();
-        let told = File::from(take).take(64 * 1024).read_to_end(&mut report);
-        let report: Result<StartReport, _> = serde_json::from_slice(&report);
-        if let Ok(StartReport::Started(run)) = &report {
-            return Ok(Started { pid: run.pid, started_at: run.started_at });
+        let mut report = self.hand_over(&dir, &spec).map_err(machine)?;
+        // The process that forks was killed before it had read the message: what says nothing has started nothing.
+        if report.is_none() && supervisor::read_run(&dir).is_none() {
+            report = self.hand_over(&dir, &spec).map_err(machine)?;
         }
         match report {
-            Ok(StartReport::Refused { message }) => Err(StartError::Refused(message)),
-            Ok(StartReport::Failed { message }) => Err(StartError::Failed(message)),
-            Ok(StartReport::Machine { message }) => Err(StartError::Machine(message)),
-            _ => {
-                handed.and(told).map_err(machine)?;
-                Err(StartError::Machine("its supervisor ended without a word".to_owned()))
-            }
+            Some(StartReport::Started(run)) => Ok(Started { pid: run.pid, started_at: run.started_at }),
+            Some(StartReport::Refused { message }) => Err(StartError::Refused(message)),
+            Some(StartReport::Failed { message }) => Err(StartError::Failed(message)),
+            Some(StartReport::Machine { message }) => Err(StartError::Machine(message)),
+            None => Err(StartError::Machine(
+                "its supervisor ended without a word: it was killed, or the machine is out of processes or memory"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// What a fresh supervisor says of its start; `None` where it, or the process that was to fork it, ended before it
+    /// said anything.
+    fn hand_over(&self, dir: &Path, spec: &[u8]) -> io::Result<Option<StartReport>> {
+        let ((stdin, give), (take, stdout)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
+        self.spawner.spawn(dir, &stdin, &stdout)?;
+        drop((stdin, stdout));
+        // One that has refused reads no further, and says why.
+        let handed = File::from(give).write_all(spec);
+        let mut report = Vec::new();
+        File::from(take).take(64 * 1024).read_to_end(&mut report)?;
+        match handed {
+            Err(error) if report.is_empty() && error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(serde_json::from_slice(&report).ok()),
         }
     }
 
