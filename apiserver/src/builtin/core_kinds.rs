@@ -1,7 +1,7 @@
 //! The smaller kinds of the core group: service accounts, endpoints, quotas, templates.
 
 use super::columns::{Column, Doc};
-use super::pod::validate::{quantity_errors, resource_name};
+use super::pod::validate::{CONTAINER_RESOURCES, STANDARD_RESOURCES, quantity_errors, resource_name};
 use super::rows::{AGE, NAME, age, containers_and_images, label_map, name, or_none};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, int, items, items_mut, text};
@@ -272,37 +272,14 @@ fn validate_controller(object: &Value) -> Vec<FieldError> {
 }
 
 /// Resources that a quota can count besides objects.
-const QUOTA_RESOURCES: &[&str] = &[
-    "configmaps",
-    "cpu",
-    "ephemeral-storage",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "memory",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-    "storage",
-];
-
 fn validate_quota(quota: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
+    let known = [&STANDARD_RESOURCES[..], &CONTAINER_RESOURCES, &["storage"]].concat();
     for (part, map) in [("spec", "hard"), ("status", "hard"), ("status", "used")] {
         let Some(amounts) = quota.get(part) else { continue };
         for (resource, amount) in entries(amounts, map) {
             let path = format!("{part}.{map}[{resource}]");
-            let known: &[&str] = if resource.contains("hugepages-") { &[resource] } else { QUOTA_RESOURCES };
-            resource_name(resource, known, &path, &mut errors);
+            resource_name(resource, &known, &path, &mut errors);
             quantity_errors(resource, amount, &path, &mut errors);
         }
     }

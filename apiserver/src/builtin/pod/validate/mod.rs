@@ -6,7 +6,7 @@ mod probe;
 mod resources;
 mod volume;
 
-pub(in crate::builtin) use resources::{quantity_errors, resource_name};
+pub(in crate::builtin) use resources::{CONTAINER_RESOURCES, STANDARD_RESOURCES, quantity_errors, resource_name};
 
 use crate::builtin::metadata::{validate_annotations, validate_labels};
 use crate::builtin::names;

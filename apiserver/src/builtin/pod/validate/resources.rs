@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 const HUGE_PAGES: &str = "hugepages-";
 /// Names without a domain that mean something somewhere, if not for containers.
-const STANDARD_RESOURCES: [&str; 16] = [
+pub(in crate::builtin) const STANDARD_RESOURCES: [&str; 16] = [
     "limits.cpu",
     "limits.ephemeral-storage",
     "limits.memory",
@@ -28,7 +28,7 @@ const STANDARD_RESOURCES: [&str; 16] = [
     "services.loadbalancers",
     "services.nodeports",
 ];
-const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+pub(in crate::builtin) const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// `claims` are the names of what the pod claims.
 pub(super) fn container(container: &Value, path: &str, claims: &[&str], errors: &mut Errors) {
