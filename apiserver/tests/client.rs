@@ -12,6 +12,7 @@ use muster_api::clock::Clock;
 use muster_api::random::Random;
 use muster_apiserver::{ApiServer, Backend, Identity, Options};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
 async fn server() -> ApiServer {
     ApiServer::open(Options { crds: muster_api::crds(), ..Options::memory() }).await.expect("opens")
@@ -333,6 +334,34 @@ async fn a_quota_is_not_exceeded_by_writes_at_once() {
         )),
         "{refused:?}"
     );
-    maps.delete("m0", &DeleteParams::default()).await.ok();
-    assert!(maps.create(&PostParams::default(), &config_map("late", "x")).await.is_ok() || outcomes[0].is_err());
+    let stored = outcomes.into_iter().flatten().next().and_then(|map| map.metadata.name).expect("three are stored");
+    maps.delete(&stored, &DeleteParams::default()).await.expect("deletes");
+    maps.create(&PostParams::default(), &config_map("late", "x")).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_write_whose_client_has_left_counts_against_the_quota() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let backend = Backend::Sqlite(folder.path().join("store.db"));
+    let server = ApiServer::open(Options { backend, ..Options::memory() }).await.expect("opens");
+    let quotas: Api<k8s_openapi::api::core::v1::ResourceQuota> = Api::default_namespaced(client(&server));
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "1"}}});
+    let quota = serde_json::from_value(quota).expect("is a quota");
+    quotas.create(&PostParams::default(), &quota).await.expect("creates");
+    let maps: Api<ConfigMap> = Api::default_namespaced(client(&server));
+    for _ in 0..20 {
+        let body = serde_json::to_vec(&config_map("left", "x")).expect("is JSON");
+        let request = http::Request::post("/api/v1/namespaces/default/configmaps")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(http_body_util::Full::new(bytes::Bytes::from(body)))
+            .expect("is a request");
+        let mut left = Box::pin(server.service(Identity::admin()).oneshot(request));
+        // As far as it goes without waiting: the write is on its way to the disk, or there.
+        drop(futures::poll!(&mut left));
+        drop(left);
+        let refused =
+            maps.create(&PostParams::default(), &config_map("after", "x")).await.expect_err("one is too much");
+        assert!(refused.to_string().contains("exceeded quota: q"), "{refused}");
+        maps.delete("left", &DeleteParams::default()).await.expect("it was stored");
+    }
 }

@@ -26,9 +26,15 @@ impl Api {
         if self.store.count("/resourcequotas") == 0 {
             return Ok(None);
         }
-        let held = self.counting.lock().await;
         let stored = Stored(self);
-        let quotas = stored.list("", "resourcequotas", namespace);
+        let quotas = || stored.list("", "resourcequotas", namespace);
+        if quotas().is_empty() {
+            return Ok(None);
+        }
+        let held = self.counting.lock().await;
+        // A write whose client has left goes on without its turn; it counts as soon as it is stored.
+        self.store.settled().await.map_err(|error| super::write::store_failed(&error))?;
+        let quotas = quotas();
         let mut applies = false;
         for quota in &quotas {
             applies |= self.check_quota(served, namespace, quota, object, old)?;

@@ -223,6 +223,15 @@ impl Store {
         self.0.view.raise_floor(self.revision());
     }
 
+    /// Waits until every write that was begun is durable and visible, or refused.
+    pub async fn settled(&self) -> Result<(), CommitError> {
+        let begun = self.0.lock().revision;
+        match self.durable(begun).await {
+            Err(CommitError::Full(_)) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Waits until everything up to `revision` is durable and visible.
     pub async fn durable(&self, revision: u64) -> Result<(), CommitError> {
         loop {
