@@ -6,7 +6,6 @@
 pub mod devices;
 pub mod gang;
 pub mod node;
-pub mod planted;
 
 mod events;
 mod quantity;

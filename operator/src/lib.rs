@@ -1,6 +1,5 @@
 //! Controllers: the training operator and the cluster's own housekeeping
 
 pub mod cluster;
-pub mod planted;
 pub mod shell;
 pub mod training;

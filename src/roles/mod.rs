@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// The bugs that the simulation plants have no way into this binary.
-const _: () = assert!(!muster_operator::planted::POSSIBLE && !muster_launcher::planted::POSSIBLE);
+const _: () = assert!(!muster_planted::POSSIBLE);
 
 /// How long the roles may take to become ready before that is an error.
 const START: Duration = Duration::from_secs(60);

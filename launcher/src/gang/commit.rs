@@ -7,11 +7,11 @@
 use super::problem::GangId;
 use super::snapshot::POD_GROUP_LABEL;
 use super::solve::Start;
-use crate::planted::{self, Bug};
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use muster_planted::{self as planted, Bug};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,12 +7,12 @@ use super::framework::Framework;
 use super::observe::Observed;
 use super::plan::{Count, Delete, Plan, Reason, Resource, Severity, Word};
 use super::{address, gang, limits, progress, replicas, scaler};
-use crate::planted::{self, Bug};
 use jiff::Timestamp;
 use muster_api::clock::rfc3339;
 use muster_api::names::MANAGED_BY_OPERATOR;
 use muster_api::training::types::Job;
 use muster_api::training::{CleanPodPolicy, ConditionType, JobStatus, conditions};
+use muster_planted::{self as planted, Bug};
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -6,10 +6,10 @@ use super::framework::{Environment, Replica};
 use super::gang::Gang;
 use super::plan::{Create, Reason, Resource, Severity};
 use super::replicas::replica_labels;
-use crate::planted::{self, Bug};
 use muster_api::names::{WORKER_IMAGE, annotation, env, label};
 use muster_api::training::ReplicaSpec;
 use muster_api::training::types::{Job, replica_name};
+use muster_planted::{self as planted, Bug};
 use serde_json::{Map, Value, json};
 
 /// The key of the job's token in its secret.

@@ -7,10 +7,10 @@ use super::limits::{Fate, fate, retries};
 use super::observe::{ContainerState, ObservedPod, Phase};
 use super::plan::{Count, Create, Reason, Resource, Severity, Word};
 use super::pod;
-use crate::planted::{self, Bug};
 use muster_api::names::label;
 use muster_api::training::types::{Job, replica_name};
 use muster_api::training::{ConditionType, ReplicaSpec, ReplicaStatus};
+use muster_planted::{self as planted, Bug};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 

@@ -4,8 +4,12 @@
 /// A mistake that could have been made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Bug {
+    /// The pods of a gang are bound one after the other, and what was bound stays when one fails.
+    TornGang = 1,
+    /// A binding on its way, or whose answer was lost, does not count in the next decision.
+    ForgottenBinding,
     /// A status is computed anew in every pass, and what was terminal is forgotten.
-    ForgottenStatus = 1,
+    ForgottenStatus,
     /// Services are made without an owner, and stay when their job goes.
     OrphanedService,
     /// A pod that is being deleted counts as gone, and its successor has another name.
@@ -18,18 +22,20 @@ pub const POSSIBLE: bool = cfg!(feature = "planted");
 #[cfg(feature = "planted")]
 static PLANTED: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
 
-/// Plants a bug in place of the one before, or none.
+/// Plants a bug in place of the one before.
 #[cfg(feature = "planted")]
-pub fn plant(bug: Option<Bug>) {
-    PLANTED.store(bug.map_or(0, |bug| bug as u8), std::sync::atomic::Ordering::Relaxed);
+pub fn plant(bug: Bug) {
+    PLANTED.store(bug as u8, std::sync::atomic::Ordering::Relaxed);
 }
 
+/// Whether this bug is there.
 #[cfg(feature = "planted")]
-pub(crate) fn is(bug: Bug) -> bool {
+pub fn is(bug: Bug) -> bool {
     PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as u8
 }
 
+/// Whether this bug is there: never, in a build without them.
 #[cfg(not(feature = "planted"))]
-pub(crate) const fn is(_bug: Bug) -> bool {
+pub const fn is(_bug: Bug) -> bool {
     false
 }
