@@ -269,6 +269,56 @@ async fn a_later_node_adopts_what_runs_and_learns_how_it_ended() {
     assert_eq!(log(&second), ["stdout F once"], "it was started once");
 }
 
+/// Runs a command in the container, for as long as `limit` allows.
+async fn entered(runtime: &ProcessRuntime, script: &str, limit: Duration) -> Option<(i32, String)> {
+    let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+    let ran = tokio::time::timeout(limit, runtime.exec(&id(0), argv)).await.ok()?.expect("it is entered");
+    Some((ran.exit_code, ran.output))
+}
+
+#[tokio::test]
+async fn a_command_that_times_out_leaves_nothing_that_it_has_started() {
+    for pid_namespace in [true, false] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = prepared(dir.path()).await;
+        let start = ContainerStart { pid_namespace, ..shell("sleep 1000") };
+        let started = runtime.start(start).await.expect("started");
+        let (tag, mark) = (format!("8{:06}", std::process::id() + u32::from(pid_namespace)), dir.path().join("mark"));
+        let script = format!(
+            "sleep {tag} & (setsid sh -c 'sleep {tag} & wait' &) ; (setsid sleep {tag} &) ; touch {}; sleep {tag}",
+            mark.display()
+        );
+        let going = tokio::spawn({
+            let runtime = runtime.clone();
+            async move { entered(&runtime, &script, Duration::from_secs(600)).await }
+        });
+        eventually("the command runs", || mark.exists() && processes_with(&tag).len() >= 4).await;
+        going.abort();
+        eventually("all that it has started is gone", || processes_with(&tag).is_empty()).await;
+        assert!(alive(started.pid), "the container goes on");
+        assert_eq!(entered(&runtime, "exit 3", Duration::from_secs(20)).await, Some((3, String::new())));
+        runtime.remove("uid-1".to_owned()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_ends_though_what_it_has_started_holds_its_output_open() {
+    for pid_namespace in [true, false] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = prepared(dir.path()).await;
+        let start = ContainerStart { pid_namespace, ..shell("sleep 1000") };
+        runtime.start(start).await.expect("started");
+        let tag = format!("9{:06}", std::process::id() + u32::from(pid_namespace));
+        let script = format!("echo asked; (setsid sleep {tag} &); exit 4");
+        let ran = entered(&runtime, &script, Duration::from_secs(60)).await;
+        assert_eq!(ran, Some((4, "asked\n".to_owned())), "namespace: {pid_namespace}");
+        // It belongs to the container, and ends with it; where nothing would end it then, with the command.
+        assert_eq!(processes_with(&tag).len(), usize::from(pid_namespace));
+        runtime.remove("uid-1".to_owned()).await;
+        assert_eq!(processes_with(&tag), Vec::<i32>::new());
+    }
+}
+
 /// From the record of the container's start.
 fn supervisor_of(runtime: &ProcessRuntime) -> i32 {
     let record = fs::read_to_string(runtime.log_dir(&id(0)).join("record")).expect("a record");

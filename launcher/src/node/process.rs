@@ -15,8 +15,8 @@ use super::runtime::{
     StartError, Started, Volume, VolumeFile,
 };
 use super::supervisor::{
-    self, ExitRecord, RECORD_VERSION, RunRecord, Spawner, Spec, StartReport, boot_id, open_record, start_time_of,
-    write_atomically,
+    self, DRAIN_MS, ExitRecord, RECORD_VERSION, RunRecord, Spawner, Spec, StartReport, boot_id, open_record,
+    start_time_of, write_atomically,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -368,28 +368,58 @@ impl PodRuntime for ProcessRuntime {
     }
 }
 
+/// A further command in a container; dropped before its end, it and all that it has started are ended.
+struct Entered(tokio::process::Child);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let pid = self.0.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+    }
+}
+
 async fn execute(program: &Path, dir: &Path, argv: &[String]) -> io::Result<Executed> {
     let mut command = tokio::process::Command::new(program);
-    command.arg("enter").arg(dir).env_clear().current_dir("/").kill_on_drop(true);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
+    command.arg("enter").arg(dir).env_clear().current_dir("/");
+    let mut child = Entered(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
+    let (stdin, stdout) = (child.0.stdin.take(), child.0.stdout.take());
+    if let Some(mut stdin) = stdin {
         stdin.write_all(&serde_json::to_vec(argv)?).await?;
     }
     let mut output = Vec::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        let mut chunk = [0; 4096];
-        loop {
-            let count = stdout.read(&mut chunk).await?;
-            if count == 0 {
-                break;
+    let status = {
+        let read = read_output(stdout, &mut output);
+        tokio::pin!(read);
+        tokio::select! {
+            status = child.0.wait() => {
+                // What it has started may go on, and hold its output open.
+                let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS.into()), read).await;
+                status?
             }
-            // What is too much is read all the same: the command must not wait for a reader.
-            output.extend_from_slice(&chunk[..count.min(MAX_OUTPUT.saturating_sub(output.len()))]);
+            outcome = &mut read => {
+                outcome?;
+                child.0.wait().await?
+            }
         }
-    }
-    let status = child.wait().await?;
+    };
     let output = String::from_utf8_lossy(&output).into_owned();
     Ok(Executed { exit_code: status.code().unwrap_or(LOST_EXIT_CODE), output })
+}
+
+/// Keeps the beginning of what a command writes.
+async fn read_output(stdout: Option<tokio::process::ChildStdout>, output: &mut Vec<u8>) -> io::Result<()> {
+    let Some(mut stdout) = stdout else { return Ok(()) };
+    let mut chunk = [0; 4096];
+    loop {
+        let count = stdout.read(&mut chunk).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        // What is too much is read all the same: the command must not wait for a reader.
+        output.extend_from_slice(&chunk[..count.min(MAX_OUTPUT.saturating_sub(output.len()))]);
+    }
 }
 
 /// A descriptor of the supervisor, if it still is the process that the record names.

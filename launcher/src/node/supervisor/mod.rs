@@ -32,6 +32,7 @@ mod record;
 mod spawner;
 
 pub use enter::enter;
+pub(crate) use process::DRAIN_MS;
 pub use record::Mount;
 pub(crate) use record::{
     ExitRecord, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, open as open_record, read_exit, read_run,

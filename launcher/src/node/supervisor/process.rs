@@ -26,7 +26,7 @@ use std::process::ExitCode;
 /// Output that is read at once.
 const CHUNK: usize = 32 * 1024;
 /// How long output is awaited after the container's process has ended and nothing can write any more.
-const DRAIN_MS: u16 = 500;
+pub(crate) const DRAIN_MS: u16 = 500;
 /// How often the folder is looked for where nothing tells that it is gone.
 const LOOK_MS: u16 = 1000;
 /// No spec is larger: it holds arguments and environment, which the kernel limits to a few MiB.
@@ -156,7 +156,7 @@ fn start(spec: &Spec, dir: &Path) -> io::Result<Result<Container, StartReport>> 
     Ok(Err(StartReport::Refused { message }))
 }
 
-fn children_of(pid: Pid) -> Vec<Pid> {
+pub(super) fn children_of(pid: Pid) -> Vec<Pid> {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) else { return Vec::new() };
     text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect()
 }
