@@ -319,6 +319,28 @@ async fn a_command_ends_though_what_it_has_started_holds_its_output_open() {
     }
 }
 
+#[tokio::test]
+async fn a_command_has_the_containers_environment_though_its_process_has_written_over_its_own() {
+    let overwrite = r#"exec python3 -uc '
+import time
+fields = open("/proc/self/stat").read().rsplit(")", 1)[1].split()
+start, end = int(fields[47]), int(fields[48])
+with open("/proc/self/mem", "r+b", 0) as memory:
+    memory.seek(start)
+    memory.write(b"GREETING=gone".ljust(end - start, b"\0"))
+print(open("/proc/self/environ").read().strip("\0"))
+time.sleep(1000)'"#;
+    for pid_namespace in [true, false] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = prepared(dir.path()).await;
+        runtime.start(ContainerStart { pid_namespace, ..shell(overwrite) }).await.expect("started");
+        eventually("it has written", || log(&runtime) == ["stdout F GREETING=gone"]).await;
+        let ran = entered(&runtime, "echo $GREETING $PATH", Duration::from_secs(20)).await;
+        assert_eq!(ran, Some((0, "hi /usr/local/bin:/usr/bin:/bin\n".to_owned())));
+        runtime.remove("uid-1".to_owned()).await;
+    }
+}
+
 /// From the record of the container's start.
 fn supervisor_of(runtime: &ProcessRuntime) -> i32 {
     let record = fs::read_to_string(runtime.log_dir(&id(0)).join("record")).expect("a record");

@@ -12,6 +12,7 @@
 //! itself belongs to the container; without a PID namespace nobody would end it with the container, so the keeper does.
 #![allow(unsafe_code)]
 
+use super::environment;
 use super::init::execute;
 use super::process::children_of;
 use super::record::{boot_id, read_run, start_time_of};
@@ -51,7 +52,7 @@ fn run(dir: &Path) -> io::Result<u8> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the container does not run");
     let run = read_run(dir).filter(|run| run.boot_id == boot_id()).ok_or_else(gone)?;
     let process = format!("/proc/{}", run.pid);
-    let environ = fs::read(format!("{process}/environ"))?;
+    let environ = environment::of(&run)?;
     let cwd = File::open(format!("{process}/cwd"))?;
     let (mut spaces, mut has_init) = (Vec::new(), false);
     // The user's first: it gives the right to enter the others.
@@ -79,7 +80,6 @@ fn run(dir: &Path) -> io::Result<u8> {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     if !env.iter().any(|(name, _)| name == "PATH") {
-        // A process that has given itself a title has written over its environment.
         env.push(("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()));
     }
     drop((spaces, cwd));

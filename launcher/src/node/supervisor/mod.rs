@@ -24,6 +24,7 @@
 //! the container as well (the boot id in the record tells).
 
 mod enter;
+mod environment;
 mod init;
 mod logfile;
 mod mounts;

@@ -1,6 +1,7 @@
 //! The supervisor's own side: start, copy the output, pass signals on, record the end.
 #![allow(unsafe_code)]
 
+use super::environment;
 use super::init::{Ends, Isolation, Stage, encode, spawn};
 use super::logfile::{LogFile, Stream};
 use super::record::{
@@ -82,6 +83,8 @@ fn supervise(dir: &Path) -> io::Result<()> {
             return Ok(());
         }
     };
+    // Without it, what the process itself shows has to do.
+    let environment = environment::Kept::new(&spec.env).ok();
     drop(spec);
     let record = RunRecord {
         version: RECORD_VERSION,
@@ -90,6 +93,7 @@ fn supervise(dir: &Path) -> io::Result<()> {
         supervisor_start: start_time_of(Pid::this().as_raw()).unwrap_or(0),
         pid: container.process.as_raw(),
         pid_start: start_time_of(container.process.as_raw()).unwrap_or(0),
+        environment: environment.as_ref().map(environment::Kept::number),
         started_at: now(),
     };
     write_run(&mut lock, &record)?;
@@ -101,6 +105,7 @@ fn supervise(dir: &Path) -> io::Result<()> {
         return Ok(());
     };
     let (exit_code, signal) = if code >= 256 { (128 + code - 256, Some(code - 256)) } else { (code, None) };
+    drop(environment);
     let (started_at, finished_at) = (record.started_at, now());
     write_exit(&mut lock, &ExitRecord { version: RECORD_VERSION, exit_code, signal, started_at, finished_at })
 }

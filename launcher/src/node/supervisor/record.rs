@@ -68,6 +68,9 @@ pub(crate) struct RunRecord {
     pub(crate) supervisor_start: u64,
     pub(crate) pid: i32,
     pub(crate) pid_start: u64,
+    /// The supervisor's descriptor of the container's environment.
+    #[serde(default)]
+    pub(crate) environment: Option<i32>,
     pub(crate) started_at: Timestamp,
 }
 
