@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/pods/UID/pod.json                          PodRecord
-//! DIR/pods/UID/volumes/NAME/                     emptyDir, configMap, secret, ...
+//! DIR/pods/UID/NAME.volume/                      emptyDir, configMap, secret, ...
 //! DIR/pods/UID/NAME.ATTEMPT/                     record and log of one start (see `supervisor`)
 //! DIR/claims/NAMESPACE/NAME/                     persistent volume claims
 //! ```
@@ -103,7 +103,7 @@ impl ProcessRuntime {
         written.map_err(context(&path))?;
         let mut places = BTreeMap::new();
         for (name, volume) in volumes {
-            let own = dir.join("volumes").join(safe(name));
+            let own = dir.join(volume_dir(name));
             let place = match volume {
                 Volume::Empty => own,
                 Volume::Files(files) => {
@@ -167,12 +167,15 @@ impl ProcessRuntime {
     /// said anything.
     fn hand_over(&self, dir: &Path, spec: &[u8]) -> io::Result<Option<StartReport>> {
         let ((stdin, give), (take, stdout)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
-        self.spawner.spawn(dir, &stdin, &stdout)?;
+        let asked = self.spawner.spawn(dir, &stdin, &stdout)?;
         drop((stdin, stdout));
         // One that has refused reads no further, and says why.
         let handed = File::from(give).write_all(spec);
         let mut report = Vec::new();
         File::from(take).take(64 * 1024).read_to_end(&mut report)?;
+        if report.is_empty() {
+            self.spawner.give_up(asked);
+        }
         match handed {
             Err(error) if report.is_empty() && error.kind() != io::ErrorKind::BrokenPipe => Err(error),
             _ => Ok(serde_json::from_slice(&report).ok()),
@@ -451,6 +454,13 @@ fn safe(name: &str) -> OsString {
         "" | "." | ".." => OsString::from("_"),
         name => OsString::from(name.replace(['/', '\0'], "_")),
     }
+}
+
+/// No folder of a container, whose name ends in a number.
+fn volume_dir(name: &str) -> OsString {
+    let mut dir = safe(name);
+    dir.push(".volume");
+    dir
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

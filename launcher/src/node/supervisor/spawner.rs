@@ -53,19 +53,25 @@ impl Spawner {
     }
 
     /// Starts a supervisor for a container's folder, with these as its stdin and stdout. That it could not start is
-    /// seen by its stdout, which ends without a report.
-    pub(crate) fn spawn(&self, dir: &Path, stdin: &OwnedFd, stdout: &OwnedFd) -> io::Result<()> {
+    /// seen by its stdout, which ends without a report. Answers the process that was asked.
+    pub(crate) fn spawn(&self, dir: &Path, stdin: &OwnedFd, stdout: &OwnedFd) -> io::Result<u32> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = running.as_ref()
             && send(known, dir, stdin, stdout).is_ok()
         {
-            return Ok(());
+            return Ok(known.process.id());
         }
         *running = None;
         let fresh = self.start()?;
         send(&fresh, dir, stdin, stdout)?;
-        *running = Some(fresh);
-        Ok(())
+        Ok(running.insert(fresh).process.id())
+    }
+
+    /// Ends a process that a message was lost with, so that no other message is: one that has been killed takes
+    /// messages until it is gone.
+    pub(crate) fn give_up(&self, process: u32) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.take_if(|running| running.process.id() == process);
     }
 
     fn start(&self) -> io::Result<Running> {
