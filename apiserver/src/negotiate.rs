@@ -36,6 +36,8 @@ pub(crate) enum Shape {
 pub(crate) struct Form {
     pub encoding: Encoding,
     pub shape: Shape,
+    /// Whether managed fields are told (in JSON, where leaving them out saves something).
+    pub managers: bool,
 }
 
 /// One range of an `Accept` header.
@@ -86,7 +88,9 @@ pub(crate) struct Offer {
 /// Chooses the form of an answer.
 pub(crate) fn form(accept: Option<&str>, offer: Offer) -> ApiResult<Form> {
     let accept = accept.map(str::trim).filter(|accept| !accept.is_empty());
-    let Some(accept) = accept else { return Ok(Form { encoding: Encoding::Json, shape: Shape::Whole }) };
+    let Some(accept) = accept else {
+        return Ok(Form { encoding: Encoding::Json, shape: Shape::Whole, managers: true });
+    };
     let mut unknown_shape = false;
     for range in ranges(accept) {
         let encoding = match range.media {
@@ -112,7 +116,7 @@ pub(crate) fn form(accept: Option<&str>, offer: Offer) -> ApiResult<Form> {
                 continue;
             }
         };
-        return Ok(Form { encoding, shape });
+        return Ok(Form { encoding, shape, managers: true });
     }
     Err(not_acceptable(unknown_shape, offer))
 }

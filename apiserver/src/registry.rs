@@ -185,18 +185,22 @@ impl Served {
     }
 
     /// The stored object as it is answered, with `apiVersion` and `kind`.
-    pub(crate) fn json(&self, object: &Object) -> Bytes {
+    pub(crate) fn json(&self, object: &Object, managers: bool) -> Bytes {
         if self.face().is_some() {
             return self.value(object).to_string().into();
         }
-        let mut json = BytesMut::with_capacity(self.prefix.len() + object.json.len());
+        let [head, tail] = object.parts(managers);
+        // Their first byte is the brace that the prefix begins with.
+        let (head, tail) = if head.is_empty() { (head, &tail[1..]) } else { (&head[1..], tail) };
+        let mut json = BytesMut::with_capacity(self.prefix.len() + head.len() + tail.len());
         json.extend_from_slice(&self.prefix);
-        json.extend_from_slice(&object.json[1..]);
+        json.extend_from_slice(head);
+        json.extend_from_slice(tail);
         json.freeze()
     }
 
     /// The stored object as an item of a list.
-    pub(crate) fn item_json(&self, object: &Object) -> Bytes {
+    pub(crate) fn item_json(&self, object: &Object, managers: bool) -> Bytes {
         if self.face().is_some() {
             let mut value = self.value(object);
             if let Some(fields) = value.as_object_mut() {
@@ -205,7 +209,11 @@ impl Served {
             }
             return value.to_string().into();
         }
-        if self.typed_items() { self.json(object) } else { object.json.clone() }
+        match object.parts(managers) {
+            _ if self.typed_items() => self.json(object, managers),
+            [[], _] => object.json.clone(),
+            parts => parts.concat().into(),
+        }
     }
 
     /// The object as it will be stored.

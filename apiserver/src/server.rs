@@ -145,7 +145,7 @@ impl ApiServer {
     /// The API in process, without a socket: all requests are those of `identity`. This is what `kube::Client::new`
     /// takes.
     pub fn service(&self, identity: Identity) -> Service {
-        Service { api: self.0.clone(), identity }
+        Service { api: self.0.clone(), identity, brief: false }
     }
 
     /// The store beneath, for tests and figures.
@@ -258,6 +258,19 @@ fn until(body: Body, stopping: CancellationToken) -> Body {
 pub struct Service {
     api: Arc<Api>,
     identity: Identity,
+    brief: bool,
+}
+
+/// Marks requests whose client has no use for managed fields.
+#[derive(Clone, Copy)]
+pub(crate) struct Brief;
+
+impl Service {
+    /// Leaves the managed fields out of what is answered: often half of an object, which controllers never look at.
+    pub fn brief(mut self) -> Self {
+        self.brief = true;
+        self
+    }
 }
 
 impl<B> tower::Service<http::Request<B>> for Service
@@ -275,7 +288,10 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let (api, identity) = (self.api.clone(), self.identity.clone());
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let mut request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        if self.brief {
+            request.extensions_mut().insert(Brief);
+        }
         Box::pin(async move { Ok(api.handle(request, identity).await) })
     }
 }

@@ -221,9 +221,11 @@ impl Encoder {
 
     fn event(&mut self, kind: &str, object: &Object) -> Bytes {
         match self.form.shape {
-            Shape::Whole if self.form.encoding == Encoding::Json => line(kind, &self.served.json(object)),
+            Shape::Whole if self.form.encoding == Encoding::Json => {
+                line(kind, &self.served.json(object, self.form.managers))
+            }
             Shape::Partial(version, _) if self.form.encoding == Encoding::Json => {
-                line(kind, &partial(version, &self.served.json(object)))
+                line(kind, &partial(version, &self.served.json(object, self.form.managers)))
             }
             _ => {
                 let value = self.served.value(object);

@@ -80,7 +80,7 @@ async fn unfold(scenario: &Scenario, history: Shared) -> anyhow::Result<()> {
     };
     let server = ApiServer::open(options).await?;
     let luck = Luck::new(scenario.seed, scenario.faults.clone());
-    let own = |name: &str| kube::Client::new(server.service(Identity::component(name)), "default");
+    let own = |name: &str| kube::Client::new(server.service(Identity::component(name)).brief(), "default");
 
     let mut parts = JoinSet::new();
     let machines = Machines::new(scenario.clone(), own("node"), history.clone(), clock.clone());
@@ -188,7 +188,7 @@ impl Controllers {
         let mut crashes = crashes.into_iter();
         for number in 0.. {
             let life = Life::new(format!("{name}-{number}"), crashes.next());
-            let service = self.server.service(Identity::component(name));
+            let service = self.server.service(Identity::component(name)).brief();
             let faulty = Faulty::new(service, self.luck.clone(), Arc::clone(&life), self.history.clone());
             let mut running: JoinHandle<_> = tokio::spawn(start(kube::Client::new(faulty, "default"), number));
             tokio::select! {

@@ -65,7 +65,7 @@ pub(super) async fn start(
 impl Running {
     /// A client in this process, with an identity of its own.
     pub(super) fn client(&self, component: &str) -> kube::Client {
-        kube::Client::new(self.server.service(Identity::component(component)), "default")
+        kube::Client::new(self.server.service(Identity::component(component)).brief(), "default")
     }
 
     pub(super) async fn end(self) {

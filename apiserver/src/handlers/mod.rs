@@ -28,7 +28,7 @@ use crate::registry::Served;
 use crate::request::{Query, ResourcePath, Target, target, verb};
 use crate::response::{self, Body, Response};
 use crate::schema::strict;
-use crate::server::Api;
+use crate::server::{Api, Brief};
 use crate::store::Key;
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
@@ -50,6 +50,8 @@ pub(crate) struct Req {
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
     pub(crate) identity: Identity,
+    /// Whether the client has no use for managed fields.
+    pub(crate) brief: bool,
     pub(crate) resource: ResourcePath,
     pub(crate) warnings: Vec<String>,
     /// The kind that the body should hold.
@@ -70,7 +72,8 @@ impl Req {
     /// The form of an answer about a kind: one object, several (`list`), or several as they change (`watch`).
     pub(crate) fn form(&self, served: &Served, list: bool, watch: bool) -> ApiResult<Form> {
         let protobuf = served.is_builtin() && protobuf::knows(&served.api_version(), &served.kind);
-        let form = negotiate::form(self.accept(), Offer { shapes: true, protobuf, list, watch })?;
+        let mut form = negotiate::form(self.accept(), Offer { shapes: true, protobuf, list, watch })?;
+        form.managers = !self.brief;
         let package = match served.as_builtin() {
             Some(kind) if kind.group.is_empty() => "core",
             Some(kind) => kind.group.split('.').next().unwrap_or_default(),
@@ -250,6 +253,7 @@ impl Api {
             method: parts.method,
             path: parts.uri.path().to_owned(),
             query: Query::parse(parts.uri.query()),
+            brief: parts.extensions.get::<Brief>().is_some(),
             headers: parts.headers,
             identity,
             resource: ResourcePath::default(),

@@ -103,7 +103,8 @@ impl Api {
         object: &Object,
     ) -> ApiResult<Response> {
         if form.shape == Shape::Whole && form.encoding == Encoding::Json {
-            return Ok(response::bytes(code, form.encoding.content_type(), served.json(object)));
+            let json = served.json(object, form.managers);
+            return Ok(response::bytes(code, form.encoding.content_type(), json));
         }
         self.answer_value(req, served, form, code, served.value(object))
     }
@@ -205,10 +206,10 @@ impl Api {
     ) -> Response {
         let value = match form.shape {
             Shape::Whole if form.encoding == Encoding::Json => {
-                return response::bytes(200, "application/json", list_json(served, &metadata, objects));
+                return response::bytes(200, "application/json", list_json(served, &metadata, objects, form.managers));
             }
             Shape::Whole => {
-                let list = list_json(served, &metadata, objects);
+                let list = list_json(served, &metadata, objects, form.managers);
                 serde_json::from_slice(&list).unwrap_or_default()
             }
             Shape::Partial(version, _) => {
@@ -242,7 +243,7 @@ pub(crate) fn encode(encoding: Encoding, code: u16, value: &Value) -> Response {
     response::bytes(code, encoding.content_type(), body)
 }
 
-fn list_json(served: &Served, metadata: &Value, objects: &[Arc<Object>]) -> Bytes {
+fn list_json(served: &Served, metadata: &Value, objects: &[Arc<Object>], managers: bool) -> Bytes {
     let size: usize = objects.iter().map(|object| object.json.len() + 64).sum();
     let mut out = BytesMut::with_capacity(size + 128);
     let head = json!({"kind": served.list_kind, "apiVersion": served.api_version(), "metadata": metadata}).to_string();
@@ -252,7 +253,7 @@ fn list_json(served: &Served, metadata: &Value, objects: &[Arc<Object>]) -> Byte
         if place > 0 {
             out.extend_from_slice(b",");
         }
-        out.extend_from_slice(&served.item_json(object));
+        out.extend_from_slice(&served.item_json(object, managers));
     }
     out.extend_from_slice(b"]}");
     out.freeze()

@@ -100,31 +100,27 @@ fn manager_of(operation: &Operation<'_>, applied: bool, version: &str) -> Manage
 fn reset_set(operation: &Operation<'_>) -> Set {
     let mut set = Set::default();
     for path in operation.reset {
-        set.add(&Set::of_fields(path));
+        set.add(Set::of_fields(path));
     }
     set
 }
 
-/// Fields that never belong to a manager.
-fn stripped(set: &Set) -> Set {
-    let mut never = Set::default();
-    for path in [&["apiVersion"][..], &["kind"], &["metadata"]] {
-        never.add(&Set::of_fields(path));
-    }
-    for name in [
-        "name",
-        "namespace",
-        "creationTimestamp",
-        "selfLink",
-        "uid",
-        "clusterName",
-        "generation",
-        "managedFields",
-        "resourceVersion",
-    ] {
-        never.add(&Set::of_fields(&["metadata", name]));
-    }
-    set.difference(&never)
+/// Takes out the fields that never belong to a manager.
+fn strip_unmanaged(set: &mut Set) {
+    set.remove_fields(&["apiVersion", "kind", "metadata"]);
+    set.change_below("metadata", |metadata| {
+        metadata.remove_fields(&[
+            "name",
+            "namespace",
+            "creationTimestamp",
+            "selfLink",
+            "uid",
+            "clusterName",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+        ]);
+    });
 }
 
 /// The managers after a write that made `new` out of `live`.
@@ -135,12 +131,13 @@ fn update(schema: &Schema, live: &Value, new: &Value, managed: Managed, operatio
     let compared = walk::compare(view, live, new).without(&reset);
     let mut managed = managed;
     take_fields(&mut managed, &compared, None);
-    let set = stripped(&compared.modified.union(&compared.added).recursive_difference(&reset));
+    let mut set = compared.modified.union(compared.added);
+    strip_unmanaged(&mut set);
     if !set.is_empty() {
         let manager = manager_of(operation, false, &version);
-        let before = managed.0.get(&manager).map(|entry| entry.set.clone()).unwrap_or_default();
+        let before = managed.0.remove(&manager).map(|entry| entry.set).unwrap_or_default();
         let time = Some(operation.now.to_owned());
-        managed.0.insert(manager, Entry { set: set.union(&before), api_version: version, time });
+        managed.0.insert(manager, Entry { set: set.union(before), api_version: version, time });
     }
     cap(&mut managed);
     managed
@@ -148,10 +145,11 @@ fn update(schema: &Schema, live: &Value, new: &Value, managed: Managed, operatio
 
 /// Takes changed and removed fields from all managers but one.
 fn take_fields(managed: &mut Managed, compared: &walk::Comparison, except: Option<&Manager>) {
-    let changed = compared.modified.union(&compared.added).union(&compared.removed);
     for (manager, entry) in &mut managed.0 {
         if Some(manager) != except {
-            entry.set = entry.set.difference(&changed);
+            for changed in [&compared.modified, &compared.added, &compared.removed] {
+                entry.set = std::mem::take(&mut entry.set).difference(changed);
+            }
         }
     }
     managed.0.retain(|_, entry| !entry.set.is_empty());
@@ -189,7 +187,7 @@ fn cap(managed: &mut Managed) {
             managed.0.remove(&manager);
         }
         if let Some(together) = managed.0.get_mut(&bucket) {
-            together.set.add(&entry.set);
+            together.set.add(entry.set);
             together.time = entry.time;
         }
         count -= 1;
@@ -286,7 +284,7 @@ fn apply_once(
         _ => merged,
     };
     let compared = walk::compare(view, live, &object).without(&reset);
-    let changed = compared.modified.union(&compared.added);
+    let changed = compared.modified.clone().union(compared.added.clone());
     let mut conflicts = Vec::new();
     for (other, entry) in managed.0.iter().filter(|(other, _)| **other != manager) {
         let paths = entry.set.intersection(&changed).paths();
@@ -297,7 +295,7 @@ fn apply_once(
     }
     take_fields(&mut managed, &compared, Some(&manager));
     if let Some(entry) = managed.0.get_mut(&manager) {
-        entry.set = stripped(&entry.set);
+        strip_unmanaged(&mut entry.set);
         if object != *live {
             entry.time = Some(operation.now.to_owned());
         }
@@ -315,11 +313,11 @@ fn prune(view: View<'_>, merged: Value, managed: &Managed, before: &Set) -> Valu
     // Give back what is managed now, by anybody.
     let mut owned = Set::default();
     for entry in managed.0.values() {
-        owned.add(&entry.set);
+        owned.add(entry.set.clone());
     }
     let merged_set = fields(&merged);
-    let kept = fields(&pruned).union(&named(&owned));
-    let pruned = walk::remove(view, &merged, &merged_set.difference(&kept));
+    let kept = fields(&pruned).union(named(&owned));
+    let pruned = walk::remove(view, &merged, &merged_set.clone().difference(&kept));
     // Give back what nobody manages: only what was applied before may go.
     let gone = merged_set.difference(&fields(&pruned)).intersection(&last);
     match walk::remove(view, &merged, &gone) {
@@ -335,7 +333,7 @@ fn last_applied_set(view: View<'_>, live: &Value, config: &Value) -> Set {
     match last {
         Some(last) if last.is_object() && api_version(&last) == api_version(config) => {
             let compared = walk::compare(view, &last, live);
-            let differing = compared.modified.union(&compared.added).union(&compared.removed);
+            let differing = compared.modified.union(compared.added).union(compared.removed);
             walk::field_set(view, &last).difference(&differing)
         }
         _ => Set::default(),

@@ -1,5 +1,6 @@
 //! Sets of field paths, as managed fields hold them (`FieldsV1`).
 
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +31,8 @@ impl Element {
     fn parse(text: &str) -> Option<Element> {
         let known = match text.split_once(':') {
             Some(("f", _)) => true,
-            Some(("k", keys)) => serde_json::from_str::<Map<String, Value>>(keys).is_ok(),
-            Some(("v", value)) => serde_json::from_str::<Value>(value).is_ok(),
+            Some(("k", keys)) => keys.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(keys).is_ok(),
+            Some(("v", value)) => serde_json::from_str::<IgnoredAny>(value).is_ok(),
             Some(("i", index)) => index.parse::<u64>().is_ok(),
             _ => false,
         };
@@ -74,7 +75,14 @@ impl Set {
             [last] => {
                 self.members.insert(last.clone());
             }
-            [first, rest @ ..] => self.children.entry(first.clone()).or_default().insert(rest),
+            [first, rest @ ..] => match self.children.get_mut(first) {
+                Some(child) => child.insert(rest),
+                None => {
+                    let mut child = Set::default();
+                    child.insert(rest);
+                    self.children.insert(first.clone(), child);
+                }
+            },
         }
     }
 
@@ -102,16 +110,20 @@ impl Set {
         self.children.get(element).filter(|child| !child.is_empty())
     }
 
-    pub(crate) fn union(&self, other: &Set) -> Set {
-        let mut out = self.clone();
-        out.add(other);
-        out
+    pub(crate) fn union(mut self, other: Set) -> Set {
+        self.add(other);
+        self
     }
 
-    pub(crate) fn add(&mut self, other: &Set) {
-        self.members.extend(other.members.iter().cloned());
-        for (element, child) in &other.children {
-            self.children.entry(element.clone()).or_default().add(child);
+    pub(crate) fn add(&mut self, mut other: Set) {
+        self.members.append(&mut other.members);
+        for (element, theirs) in other.children {
+            match self.children.get_mut(&element) {
+                Some(child) => child.add(theirs),
+                None => {
+                    self.children.insert(element, theirs);
+                }
+            }
         }
     }
 
@@ -125,31 +137,49 @@ impl Set {
     }
 
     /// Paths of this set that are not in the other.
-    pub(crate) fn difference(&self, other: &Set) -> Set {
-        self.without(other, false)
+    pub(crate) fn difference(mut self, other: &Set) -> Set {
+        self.subtract(other, false);
+        self
     }
 
     /// As `difference`, and whatever lies below a member of the other goes too.
-    pub(crate) fn recursive_difference(&self, other: &Set) -> Set {
-        self.without(other, true)
+    pub(crate) fn recursive_difference(mut self, other: &Set) -> Set {
+        self.subtract(other, true);
+        self
     }
 
-    fn without(&self, other: &Set, recursive: bool) -> Set {
-        let members = self.members.difference(&other.members).cloned().collect();
-        let mut children = BTreeMap::new();
-        for (element, child) in &self.children {
-            if recursive && other.members.contains(element) {
-                continue;
-            }
-            let left = match other.children.get(element) {
-                Some(gone) => child.without(gone, recursive),
-                None => child.clone(),
-            };
-            if !left.is_empty() {
-                children.insert(element.clone(), left);
+    fn subtract(&mut self, other: &Set, recursive: bool) {
+        for gone in &other.members {
+            self.members.remove(gone);
+            if recursive {
+                self.children.remove(gone);
             }
         }
-        Set { members, children }
+        for (element, gone) in &other.children {
+            if let Some(child) = self.children.get_mut(element) {
+                child.subtract(gone, recursive);
+                if child.is_empty() {
+                    self.children.remove(element);
+                }
+            }
+        }
+    }
+
+    /// Takes out fields on this level, though not what lies below them.
+    pub(crate) fn remove_fields(&mut self, names: &[&str]) {
+        // Most sets hold little of what is asked for.
+        self.members.retain(|element| element.field_name().is_none_or(|name| !names.contains(&name)));
+    }
+
+    /// Changes what lies below a field.
+    pub(crate) fn change_below(&mut self, field: &str, change: impl FnOnce(&mut Set)) {
+        let element = Element::field(field);
+        if let Some(child) = self.children.get_mut(&element) {
+            change(child);
+            if child.is_empty() {
+                self.children.remove(&element);
+            }
+        }
     }
 
     /// Every path of the set, in order.
@@ -173,20 +203,18 @@ impl Set {
     }
 
     /// The `fieldsV1` of this set.
-    pub(crate) fn to_fields(&self) -> Value {
+    pub(crate) fn into_fields(self) -> Value {
         let mut map = Map::new();
-        for element in &self.members {
-            map.insert(element.0.clone(), Value::Object(Map::new()));
+        for (element, child) in self.children {
+            if !child.is_empty() {
+                map.insert(element.0, child.into_fields());
+            }
         }
-        for (element, child) in &self.children {
-            if child.is_empty() {
-                continue;
+        for element in self.members {
+            match map.get_mut(&element.0) {
+                Some(below) => below["."] = Value::Object(Map::new()),
+                None => drop(map.insert(element.0, Value::Object(Map::new()))),
             }
-            let mut inner = child.to_fields();
-            if self.members.contains(element) {
-                inner["."] = Value::Object(Map::new());
-            }
-            map.insert(element.0.clone(), inner);
         }
         Value::Object(map)
     }
@@ -232,7 +260,7 @@ mod tests {
         let fields = json!({"f:spec": {"f:containers": {"k:{\"name\":\"a\"}": {".": {}, "f:image": {}}},
             "f:tags": {"v:\"x\"": {}}}});
         let set = Set::from_fields(&fields).expect("well formed");
-        assert_eq!(set.to_fields(), fields);
+        assert_eq!(set.clone().into_fields(), fields);
         let printed: Vec<String> = set.paths().iter().map(|path| print_path(path)).collect();
         assert_eq!(
             printed,
@@ -244,7 +272,10 @@ mod tests {
     fn differences_may_take_what_lies_below() {
         let set = Set::from_fields(&json!({"f:status": {".": {}, "f:a": {}}, "f:spec": {"f:b": {}}})).expect("valid");
         let status = Set::of_fields(&["status"]);
-        assert_eq!(set.difference(&status).to_fields(), json!({"f:status": {"f:a": {}}, "f:spec": {"f:b": {}}}));
-        assert_eq!(set.recursive_difference(&status).to_fields(), json!({"f:spec": {"f:b": {}}}));
+        assert_eq!(
+            set.clone().difference(&status).into_fields(),
+            json!({"f:status": {"f:a": {}}, "f:spec": {"f:b": {}}})
+        );
+        assert_eq!(set.recursive_difference(&status).into_fields(), json!({"f:spec": {"f:b": {}}}));
     }
 }

@@ -90,19 +90,14 @@ impl Managed {
     }
 
     /// Writes the entries, sorted as upstream sorts them; no entry leaves no list.
-    pub(crate) fn encode(&self, object: &mut Value) {
-        let mut entries: Vec<(&Manager, &Entry)> = self.0.iter().collect();
-        entries.sort_by(|(m, a), (n, b)| {
-            let key = |manager: &Manager, entry: &Entry| {
-                (
-                    !manager.applied,
-                    entry.time.clone().unwrap_or_default(),
-                    manager.name.clone(),
-                    entry.api_version.clone(),
-                    manager.subresource.clone(),
-                )
+    pub(crate) fn encode(self, object: &mut Value) {
+        let mut entries: Vec<(Manager, Entry)> = self.0.into_iter().collect();
+        let key = |(manager, entry): &(Manager, Entry)| (!manager.applied, entry.time.clone().unwrap_or_default());
+        entries.sort_by(|a, b| {
+            let rest = || {
+                (&a.0.name, &a.1.api_version, &a.0.subresource).cmp(&(&b.0.name, &b.1.api_version, &b.0.subresource))
             };
-            key(m, a).cmp(&key(n, b))
+            key(a).cmp(&key(b)).then_with(rest)
         });
         let list: Vec<Value> = entries.into_iter().map(|(manager, entry)| encode_entry(manager, entry)).collect();
         let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
@@ -114,24 +109,21 @@ impl Managed {
     }
 }
 
-fn encode_entry(manager: &Manager, entry: &Entry) -> Value {
+fn encode_entry(manager: Manager, entry: Entry) -> Value {
     let mut value = json!({
-        "manager": manager.name,
         "operation": if manager.applied { "Apply" } else { "Update" },
         "apiVersion": entry.api_version,
         "fieldsType": "FieldsV1",
-        "fieldsV1": entry.set.to_fields(),
     });
-    if let Some(time) = &entry.time {
-        value["time"] = time.as_str().into();
+    value["fieldsV1"] = entry.set.into_fields();
+    if let Some(time) = entry.time {
+        value["time"] = time.into();
     }
     if !manager.subresource.is_empty() {
-        value["subresource"] = manager.subresource.as_str().into();
+        value["subresource"] = manager.subresource.into();
     }
-    if manager.name.is_empty() {
-        if let Some(map) = value.as_object_mut() {
-            map.remove("manager");
-        }
+    if !manager.name.is_empty() {
+        value["manager"] = manager.name.into();
     }
     value
 }

@@ -1,14 +1,18 @@
 //! Objects as the store holds them: serialized once, with the few parts beside that selectors look at.
 //!
 //! The bytes leave out `apiVersion` and `kind`, which depend on the version asked for, and begin with the resource
-//! version, which is known only at commit: `{"metadata":{"resourceVersion":"7",…},…}`. An answer is the kind's
-//! prefix and these bytes, with no parsing in between.
+//! version, which is known only at commit: `{"metadata":{"resourceVersion":"7","managedFields":[…],…},…}`. An answer
+//! is the kind's prefix and these bytes, with no parsing in between, and for those who do not want them without the
+//! managed fields, which are often half of an object.
 
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::ops::Range;
 use std::sync::Arc;
 
 const HEAD: &[u8] = b"{\"metadata\":{\"resourceVersion\":\"";
+const MANAGERS: &[u8] = b",\"managedFields\":";
 
 /// Which object: its resource (`group/plural`, an empty group for the core) and its place there (`namespace/name`, or
 /// `name` for kinds without a namespace).
@@ -77,13 +81,22 @@ impl Index {
 pub struct Draft {
     index: Index,
     tail: Vec<u8>,
+    /// How many bytes the managed fields take, at the beginning.
+    managers: usize,
 }
 
 impl Draft {
     pub fn new(object: &Value, index: Index) -> Self {
         let mut tail = Vec::with_capacity(512);
+        let mut managers = 0;
         if let Some(metadata) = object["metadata"].as_object() {
-            for (key, value) in metadata.iter().filter(|(key, _)| *key != "resourceVersion") {
+            if let Some(list) = metadata.get("managedFields") {
+                append(&mut tail, "managedFields", list);
+                managers = tail.len();
+            }
+            let others =
+                metadata.iter().filter(|(key, _)| !matches!(key.as_str(), "resourceVersion" | "managedFields"));
+            for (key, value) in others {
                 append(&mut tail, key, value);
             }
         }
@@ -95,7 +108,7 @@ impl Draft {
             }
         }
         tail.push(b'}');
-        Draft { index, tail }
+        Draft { index, tail, managers }
     }
 
     pub fn size(&self) -> usize {
@@ -103,7 +116,8 @@ impl Draft {
     }
 
     pub(super) fn commit(self, revision: u64) -> Object {
-        Object { revision, index: self.index, json: assemble(revision, &self.tail) }
+        let (json, start) = assemble(revision, &self.tail);
+        Object { revision, index: self.index, json, managers: start..start + self.managers }
     }
 }
 
@@ -115,14 +129,16 @@ fn append(out: &mut Vec<u8>, key: &str, value: &Value) {
     let _ = serde_json::to_writer(&mut *out, value);
 }
 
-fn assemble(revision: u64, tail: &[u8]) -> Bytes {
+/// The bytes of an object, and where its tail begins.
+fn assemble(revision: u64, tail: &[u8]) -> (Bytes, usize) {
     let digits = revision.to_string();
     let mut json = BytesMut::with_capacity(HEAD.len() + digits.len() + 1 + tail.len());
     json.extend_from_slice(HEAD);
     json.extend_from_slice(digits.as_bytes());
     json.extend_from_slice(b"\"");
+    let start = json.len();
     json.extend_from_slice(tail);
-    json.freeze()
+    (json.freeze(), start)
 }
 
 /// One version of an object, immutable.
@@ -132,6 +148,8 @@ pub struct Object {
     pub index: Index,
     /// Without `apiVersion` and `kind`; always begins with `{"metadata":{`.
     pub json: Bytes,
+    /// Where the managed fields are in it.
+    managers: Range<usize>,
 }
 
 impl Object {
@@ -141,7 +159,8 @@ impl Object {
             return None;
         }
         let value: Value = serde_json::from_slice(&json).ok()?;
-        Some(Object { revision, index: index(&value), json })
+        let managers = managers_of(&json);
+        Some(Object { revision, index: index(&value), json, managers })
     }
 
     /// The object with its `apiVersion` and `kind`, free to be changed.
@@ -157,14 +176,36 @@ impl Object {
         serde_json::from_slice(&self.json).expect("the bytes were serialized by us, or parsed when they were loaded")
     }
 
+    /// The bytes in two parts, with the managed fields or without them.
+    pub(crate) fn parts(&self, managers: bool) -> [&[u8]; 2] {
+        let cut = if managers { 0..0 } else { self.managers.clone() };
+        [&self.json[..cut.start], &self.json[cut.end..]]
+    }
+
     /// The same object under another revision, as a deletion reports it.
     pub fn at_revision(&self, revision: u64) -> Object {
-        let digits = self.json[HEAD.len()..].iter().position(|b| *b == b'"').map_or(0, |end| HEAD.len() + end + 1);
-        Object { revision, index: self.index.clone(), json: assemble(revision, &self.json[digits..]) }
+        let (json, start) = assemble(revision, &self.json[tail_of(&self.json)..]);
+        Object { revision, index: self.index.clone(), json, managers: start..start + self.managers.len() }
     }
 
     pub(super) fn weight(&self) -> usize {
         self.json.len() + 256
+    }
+}
+
+/// Where the part behind the resource version begins.
+fn tail_of(json: &[u8]) -> usize {
+    json[HEAD.len()..].iter().position(|b| *b == b'"').map_or(0, |end| HEAD.len() + end + 1)
+}
+
+/// Where the managed fields are. An object of an older version, which has them elsewhere, is always given whole.
+fn managers_of(json: &[u8]) -> Range<usize> {
+    let start = tail_of(json);
+    let Some(text) = json[start..].strip_prefix(MANAGERS) else { return start..start };
+    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<&RawValue>();
+    match values.next() {
+        Some(Ok(_)) => start..start + MANAGERS.len() + values.byte_offset(),
+        _ => start..start,
     }
 }
 
@@ -185,6 +226,27 @@ mod tests {
         assert_eq!(object.index.label("l"), Some("m"));
         expected["metadata"]["resourceVersion"] = "40".into();
         assert_eq!(object.at_revision(40).value("v1", "ConfigMap"), expected);
+    }
+
+    #[test]
+    fn managed_fields_can_be_left_out_without_parsing() {
+        let value = json!({"spec": {"a": 1}, "metadata": {"annotations": {"b": "]"}, "managedFields": [{"manager": "m\\]"},
+            {"fieldsV1": {"f:x": {}}}], "name": "x"}});
+        let mut brief = value.clone();
+        if let Some(metadata) = brief["metadata"].as_object_mut() {
+            metadata.remove("managedFields");
+            metadata.insert("resourceVersion".to_owned(), "12".into());
+        }
+        let whole = Draft::new(&value, Index::default()).commit(12);
+        let loaded = Object::load(12, whole.json.clone(), |_| Index::default()).expect("an object");
+        assert_eq!(loaded, whole);
+        for object in [&whole, &loaded, &whole.at_revision(4711).at_revision(12)] {
+            let read: Value = serde_json::from_slice(&object.parts(false).concat()).expect("JSON");
+            assert_eq!(read, brief);
+            assert_eq!(object.parts(true).concat(), whole.json);
+        }
+        let none = Draft::new(&brief, Index::default()).commit(3);
+        assert_eq!(none.parts(false).concat(), none.json);
     }
 
     #[test]
