@@ -36,6 +36,11 @@ impl fmt::Debug for Clock {
     }
 }
 
+/// A time as objects carry it: whole seconds.
+pub fn seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
 /// RFC 3339 with whole seconds (`metav1.Time`).
 pub fn rfc3339(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()

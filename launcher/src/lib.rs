@@ -7,6 +7,5 @@ pub mod devices;
 pub mod gang;
 pub mod node;
 
-mod events;
 mod quantity;
 mod watch;

@@ -7,14 +7,17 @@ use super::problem::GangId;
 use super::reason::{Reason, ReasonKey};
 use super::snapshot::Snapshot;
 use super::solve::Waiting;
-use crate::events::{EventType, Recorder, seconds};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams};
+use muster_api::clock::{Clock, seconds};
+use muster_events::{Recorder, Severity, Subject};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Who the scheduler's events are by.
+pub(super) const COMPONENT: &str = "muster-scheduler";
 /// A gang must have waited this long before anything is written about it.
 const FIRST_AFTER: SignedDuration = SignedDuration::from_millis(500);
 /// How soon the same reason is written again with new amounts.
@@ -25,11 +28,11 @@ const PER_SECOND: u32 = 20;
 /// What to write about one gang.
 #[derive(Debug)]
 pub(crate) struct Report {
-    pub(crate) pods: Vec<ObjectReference>,
+    pub(crate) pods: Vec<Subject>,
     /// Of these the condition is to be set, too: it says something else. By name, with the version that was seen.
     pub(crate) conditions: BTreeMap<String, u64>,
     /// PodGroup and job.
-    pub(crate) others: Vec<ObjectReference>,
+    pub(crate) others: Vec<Subject>,
     pub(crate) message: String,
 }
 
@@ -105,20 +108,20 @@ fn report(gang: &GangId, reason: &Reason, snapshot: &Snapshot) -> Report {
     if let GangId::Group { namespace, name } = gang
         && let Some(group) = snapshot.group(gang)
     {
-        report.others.push(ObjectReference {
-            api_version: Some("scheduling.x-k8s.io/v1alpha1".to_owned()),
-            kind: Some("PodGroup".to_owned()),
-            namespace: Some(namespace.clone()),
-            name: Some(name.clone()),
-            uid: Some(group.uid.clone()),
-            ..ObjectReference::default()
+        report.others.push(Subject {
+            api_version: "scheduling.x-k8s.io/v1alpha1".to_owned(),
+            kind: "PodGroup".to_owned(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid: group.uid.clone(),
+            field_path: None,
         });
     }
     for ((namespace, name), pod) in snapshot.waiting_pods(gang) {
         if pod.told.as_ref() != Some(&message) {
             report.conditions.insert(name.clone(), pod.version);
         }
-        report.pods.push(pod_reference(namespace, name, &pod.asks.uid));
+        report.pods.push(Subject::pod(namespace, name, &pod.asks.uid));
         if let Some(owner) = &pod.owner
             && !report.others.contains(owner)
         {
@@ -128,28 +131,16 @@ fn report(gang: &GangId, reason: &Reason, snapshot: &Snapshot) -> Report {
     report
 }
 
-pub(crate) fn pod_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(namespace.to_owned()),
-        name: Some(name.to_owned()),
-        uid: Some(uid.to_owned()),
-        ..ObjectReference::default()
-    }
-}
-
 /// Writes a report. What fails is logged; the next change of reason tells it anew.
-pub(crate) async fn write(recorder: &Recorder, report: Report) {
+pub(crate) async fn write(client: &kube::Client, clock: &Clock, recorder: &Recorder, report: Report) {
     let Report { pods, conditions, others, message } = report;
-    for object in &others {
-        recorder.publish(object, EventType::Warning, "FailedScheduling", &message).await;
-    }
+    let tell = |subject| recorder.record(subject, COMPONENT, Severity::Warning, "FailedScheduling", &message);
+    others.iter().for_each(tell);
     for pod in &pods {
-        let name = pod.name.as_deref().unwrap_or_default();
+        let name = pod.name.as_str();
         let Some(version) = conditions.get(name) else { continue };
-        let api: Api<Pod> = Api::namespaced(recorder.client.clone(), pod.namespace.as_deref().unwrap_or_default());
-        let now = Time(seconds(recorder.clock.now()));
+        let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+        let now = Time(seconds(clock.now()));
         let condition = json!({
             "type": "PodScheduled",
             "status": "False",
@@ -167,6 +158,6 @@ pub(crate) async fn write(recorder: &Recorder, report: Report) {
         if let Err(error) = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
             tracing::debug!(pod = name, %error, "failed to tell why a pod waits");
         }
-        recorder.publish(pod, EventType::Warning, "FailedScheduling", &message).await;
+        tell(pod);
     }
 }

@@ -2,10 +2,9 @@
 
 use super::commit::{Binder, Outcome};
 use super::problem::GangId;
-use super::report::{Teller, pod_reference, write};
+use super::report::{COMPONENT, Teller, write};
 use super::snapshot::{Key, Snapshot, key_of};
 use super::solve::{Start, solve};
-use crate::events::{EventType, Recorder};
 use crate::watch::{Change, changes};
 use futures::stream::{BoxStream, FuturesUnordered, select_all};
 use futures::{FutureExt, StreamExt};
@@ -17,6 +16,7 @@ use kube::core::GroupVersionKind;
 use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt};
 use muster_api::clock::Clock;
+use muster_events::{Recorder, Severity, Subject};
 use muster_planted::{self as planted, Bug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,7 +77,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let Config { clock, reserve_after, scheduled_events } = config;
     let reserve_after = SignedDuration::try_from(reserve_after).unwrap_or(SignedDuration::MAX);
-    let recorder = Recorder { client: client.clone(), clock: clock.clone(), component: "muster-scheduler", host: None };
+    let (recorder, mut recording) = Recorder::start(&client, &clock, None, &shutdown);
     let binder = Arc::new(Binder::new(client.clone()));
     let mut inputs = inputs(&client);
     let mut scheduler = State { ready: Some(ready), ..State::default() };
@@ -97,8 +97,7 @@ pub async fn run(
             }
         }
         for report in scheduler.reports.drain(..) {
-            let recorder = &recorder;
-            reports.push(async move { write(recorder, report).await }.boxed());
+            reports.push(write(&client, &clock, &recorder, report));
         }
         let wake = scheduler.wake_in(now);
         tokio::select! {
@@ -106,8 +105,7 @@ pub async fn run(
             () = shutdown.cancelled() => break,
             Some((outcome, start)) = commits.next() => {
                 if scheduler.committed(outcome, &start) && scheduled_events {
-                    let recorder = &recorder;
-                    reports.push(async move { scheduled(recorder, &start).await }.boxed());
+                    scheduled(&recorder, &start);
                 }
             }
             Some(input) = inputs.next() => {
@@ -122,6 +120,7 @@ pub async fn run(
         }
     }
     // A binding on its way is either done or not; the next scheduler sees which.
+    while recording.join_next().await.is_some() {}
     Ok(())
 }
 
@@ -269,11 +268,11 @@ impl State {
     }
 }
 
-async fn scheduled(recorder: &Recorder, start: &Start) {
+fn scheduled(recorder: &Recorder, start: &Start) {
     for placement in &start.placements {
-        let pod = pod_reference(start.gang.namespace(), &placement.pod, &placement.uid);
+        let pod = Subject::pod(start.gang.namespace(), &placement.pod, &placement.uid);
         let message =
             format!("Successfully assigned {}/{} to {}", start.gang.namespace(), placement.pod, placement.node);
-        recorder.publish(&pod, EventType::Normal, "Scheduled", &message).await;
+        recorder.record(&pod, COMPONENT, Severity::Normal, "Scheduled", &message);
     }
 }

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::DynamicObject;
+use muster_events::Subject;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ pub(crate) struct PodEntry {
     /// The resource version in which it was seen. Versions are counters on every server that we know; on one where
     /// they are not, all are 0.
     pub(crate) version: u64,
-    pub(crate) owner: Option<core::ObjectReference>,
+    pub(crate) owner: Option<Subject>,
     /// The message of its condition PodScheduled=False, if it has one.
     pub(crate) told: Option<String>,
     gang: Arc<GangId>,
@@ -358,15 +359,15 @@ fn gang_of(pod: &core::Pod) -> GangId {
     }
 }
 
-fn owner_of(pod: &core::Pod) -> Option<core::ObjectReference> {
+fn owner_of(pod: &core::Pod) -> Option<Subject> {
     let owner = pod.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true))?;
-    Some(core::ObjectReference {
-        api_version: Some(owner.api_version.clone()),
-        kind: Some(owner.kind.clone()),
-        name: Some(owner.name.clone()),
-        namespace: pod.metadata.namespace.clone(),
-        uid: Some(owner.uid.clone()),
-        ..core::ObjectReference::default()
+    Some(Subject {
+        api_version: owner.api_version.clone(),
+        kind: owner.kind.clone(),
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+        field_path: None,
     })
 }
 

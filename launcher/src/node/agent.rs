@@ -7,7 +7,6 @@ use super::runtime::{Recovered, RecoveredPod, RuntimeError, Signal};
 use super::status::Address;
 use super::worker::{self, Input, Shared, force};
 use crate::devices::Allocation;
-use crate::events::Recorder;
 use crate::gang::key_of;
 use crate::watch::{Change, changes};
 use futures::future::BoxFuture;
@@ -16,6 +15,7 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::watcher;
+use muster_events::Recorder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,12 +52,9 @@ pub async fn run(
     for pod in &recovered {
         devices.restore(&pod.record.uid, &pod.record.devices);
     }
-    let recorder = Recorder {
-        client: client.clone(),
-        clock: config.clock.clone(),
-        component: "kubelet",
-        host: Some(config.name.clone()),
-    };
+    // What the pods' ends are told by goes on until they have ended.
+    let told = CancellationToken::new();
+    let (recorder, mut recording) = Recorder::start(&client, &config.clock, Some(&config.name), &told);
     let shared = Arc::new(Shared {
         client: client.clone(),
         recorder,
@@ -104,6 +101,8 @@ pub async fn run(
         }
     }
     agent.end().await;
+    told.cancel();
+    while recording.join_next().await.is_some() {}
     Ok(())
 }
 

@@ -3,12 +3,12 @@
 use super::config::Config;
 use super::status::Address;
 use crate::devices::GPU_RESOURCE;
-use crate::events::seconds;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::GroupVersionKind;
 use muster_api::clock::rfc3339_micro;
+use muster_api::clock::seconds;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;

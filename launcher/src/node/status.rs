@@ -2,10 +2,10 @@
 
 use super::lifecycle::{Cause, Container, Ended, Facts, Observed, Phase, Plan, RestartPolicy, State, restart_at};
 use super::runtime::ContainerId;
-use crate::events::seconds;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use muster_api::clock::seconds;
 use std::collections::BTreeMap;
 
 /// Where the pod runs; with host networking that is the pod's own address, too.

@@ -1,16 +1,16 @@
 //! Carries out a plan: the only place of the training operator that changes anything.
 
 use super::metrics::{self, Metrics};
-use super::plan::{Create, Delete, Event, Plan, Reason, Resource, Severity, Update};
+use super::plan::{Create, Delete, Event, Plan, Reason, Resource, Update};
 use super::state::{JobKey, Look, State};
 use crate::shell::cache::Identity;
-use crate::shell::recorder::{Recorder, Subject};
 use crate::shell::resource::{Deleted, Objects, RequestError};
 use futures::stream::{self, StreamExt};
 use kube::Client;
 use kube::core::{ApiResource, DynamicObject};
 use muster_api::training::JobStatus;
 use muster_api::training::kind::{API_VERSION, GROUP, VERSION};
+use muster_events::{Recorder, Severity, Subject};
 
 /// How many requests of one plan are under way at once.
 const WIDTH: usize = 64;
@@ -38,12 +38,13 @@ impl<'a> Applier<'a> {
             namespace: key.namespace.clone(),
             name: key.name.clone(),
             uid: uid.to_owned(),
-            component: kind.operator_name.to_owned(),
+            field_path: None,
         }
     }
 
     fn record(&self, severity: Severity, reason: &Reason, message: &str) {
-        self.recorder.record(&self.subject, &severity.to_string(), &reason.to_string(), message);
+        let component = self.key.framework().kind.operator_name;
+        self.recorder.record(&self.subject, component, severity, &reason.to_string(), message);
     }
 
     fn objects(&self, resource: &ApiResource) -> Objects {

@@ -1,6 +1,7 @@
 //! What the decider wants done, as data.
 
 use muster_api::training::{JobKind, JobStatus};
+pub use muster_events::Severity;
 use serde_json::Value;
 use std::fmt;
 use std::time::Duration;
@@ -82,18 +83,6 @@ pub struct Event {
     pub severity: Severity,
     pub reason: Reason,
     pub message: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    Normal,
-    Warning,
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
-    }
 }
 
 /// Why something was done; the `reason` of events and conditions.

@@ -10,7 +10,6 @@ use super::plan::Resource;
 use super::state::{JobKey, State, Watched};
 use crate::shell::backoff::Doubling;
 use crate::shell::queue::{Outcome, Queue};
-use crate::shell::recorder::Recorder;
 use futures::StreamExt;
 use kube::Client;
 use kube::api::Api;
@@ -20,6 +19,7 @@ use kube::runtime::watcher::{self, watcher};
 use muster_api::clock::Clock;
 use muster_api::names::label;
 use muster_api::random::Random;
+use muster_events::Recorder;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -138,8 +138,7 @@ pub async fn run(
     ready: oneshot::Sender<()>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let (recorder, mut recording) =
-        Recorder::start(client.clone(), config.clock.clone(), config.random.clone(), shutdown.clone());
+    let (recorder, mut recording) = Recorder::start(&client, &config.clock, None, &shutdown);
     let operator = Arc::new(Operator {
         policy: config.policy(),
         state: State::default(),

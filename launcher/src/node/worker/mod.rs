@@ -19,7 +19,6 @@ use super::runtime::{ContainerId, Exit, PodRecord, RecoveredPod, Signal, Started
 use super::status::{Address, render};
 use super::supervisor::RECORD_VERSION;
 use crate::devices::Allocation;
-use crate::events::{EventType, Recorder};
 use found::{container_spec, containers, ended, facts, gpu_counts, unsupported};
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -27,6 +26,7 @@ use futures::{FutureExt, StreamExt};
 use ground::prepare;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
+use muster_events::{Recorder, Severity};
 use probes::{Answer, Probing};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -80,7 +80,6 @@ enum Done {
     Answered { container: String, attempt: u32, answer: Answer },
     PeerReady,
     DevicesFreed,
-    Other,
 }
 
 /// How far the pod's devices and volumes are.
@@ -209,7 +208,7 @@ impl Worker {
         let unsupported = unsupported(&self.pod);
         if !unsupported.is_empty() {
             let message = format!("this node does not carry out: {}", unsupported.join(", "));
-            self.event(EventType::Warning, "NotSupported", message);
+            self.event(Severity::Warning, "NotSupported", message);
         }
         self.look_at_deletion();
     }
@@ -279,7 +278,7 @@ impl Worker {
                     self.stop(*cause, later(now, grace));
                     if *cause == Cause::Deadline {
                         let message = "Pod was active on the node longer than the specified deadline".to_owned();
-                        self.event(EventType::Normal, "DeadlineExceeded", message);
+                        self.event(Severity::Normal, "DeadlineExceeded", message);
                     }
                     changed = true;
                 }
@@ -409,7 +408,7 @@ impl Worker {
                     Ground::Ready { renew_at, .. } => *renew_at = Some(later(now, OBSTACLE_MAX)),
                     ground => *ground = Ground::Missing { tries, retry_at },
                 }
-                self.event(EventType::Warning, reason, message);
+                self.event(Severity::Warning, reason, message);
             }
             Done::Launched { container, attempt, result } => self.launched(now, container, attempt, result),
             Done::Ended { container, attempt, exit } => {
@@ -428,7 +427,7 @@ impl Worker {
                         "Back-off restarting failed container {container} in pod {}_{}({})",
                         self.key.1, self.key.0, self.uid
                     );
-                    self.container_event(&container, EventType::Warning, "BackOff", message);
+                    self.container_event(&container, Severity::Warning, "BackOff", message);
                 }
             }
             Done::Written { status, result } => {
@@ -459,7 +458,6 @@ impl Worker {
             Done::Answered { container, attempt, answer } => self.answered(now, &container, attempt, answer),
             Done::PeerReady => self.observed.peer_has_address = true,
             Done::DevicesFreed => self.waits_for_devices = false,
-            Done::Other => {}
         }
     }
 
@@ -476,7 +474,7 @@ impl Worker {
                     Some(stop) if stop.asked => self.signal(&container, Signal::Terminate),
                     _ => {
                         let message = format!("Started container {container}");
-                        self.container_event(&container, EventType::Normal, "Started", message);
+                        self.container_event(&container, Severity::Normal, "Started", message);
                     }
                 }
             }
@@ -491,7 +489,7 @@ impl Worker {
                 };
                 known.crashes = crashes_after(known.crashes, &ended);
                 known.state = State::Ended(ended);
-                self.container_event(&container, EventType::Warning, "Failed", format!("Error: {message}"));
+                self.container_event(&container, Severity::Warning, "Failed", format!("Error: {message}"));
             }
             Err(LaunchError::Held { reason, message }) => {
                 let tries = self.tries.entry(container.clone()).or_insert(0);
@@ -503,7 +501,7 @@ impl Worker {
                 known.state = State::Held(Obstacle { reason, message: message.clone(), retry_at });
                 let message =
                     if image { format!("Failed to pull image: {message}") } else { format!("Error: {message}") };
-                self.container_event(&container, EventType::Warning, "Failed", message);
+                self.container_event(&container, Severity::Warning, "Failed", message);
             }
         }
     }

@@ -1,13 +1,13 @@
 //! A pod's probes and lifecycle hooks on their way: what is due is asked, answers change how its containers stand.
 
 use super::{Done, GRACE_SECONDS, Worker, container_spec, later};
-use crate::events::EventType;
 use crate::node::action::carry_out;
 use crate::node::lifecycle::{Probed, State};
 use crate::node::probe::{self, Action, Course, Kind, Probe};
 use crate::node::runtime::Signal;
 use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
+use muster_events::Severity;
 use std::time::Duration;
 
 /// How long a hook after the start may take.
@@ -130,7 +130,7 @@ impl Worker {
             Answer::PreStop(result) => {
                 if let Err(why) = result {
                     let message = format!("PreStopHook failed: {why}");
-                    self.container_event(container, EventType::Warning, "FailedPreStopHook", message);
+                    self.container_event(container, Severity::Warning, "FailedPreStopHook", message);
                 }
                 if self.observed.containers[container].attempt == attempt {
                     self.signal(container, Signal::Terminate);
@@ -150,7 +150,7 @@ impl Worker {
                     }
                     Err(why) => {
                         let message = format!("PostStartHook failed: {why}");
-                        self.container_event(container, EventType::Warning, "FailedPostStartHook", message);
+                        self.container_event(container, Severity::Warning, "FailedPostStartHook", message);
                         self.end_container(now, container, None, "its hook after the start failed");
                     }
                 }
@@ -177,7 +177,7 @@ impl Worker {
         if let Err(why) = result {
             let word = kind.to_string();
             let message = format!("{}{} probe failed: {why}", word[..1].to_uppercase(), &word[1..]);
-            self.container_event(name, EventType::Warning, "Unhealthy", message);
+            self.container_event(name, Severity::Warning, "Unhealthy", message);
         }
         if kind != Kind::Readiness && verdict == Some(false) {
             self.end_container(now, name, grace, &format!("failed {kind} probe"));
@@ -191,7 +191,7 @@ impl Worker {
         if let Some(probing) = self.probing.get_mut(name) {
             probing.kill_at = Some(later(now, grace));
         }
-        self.container_event(name, EventType::Normal, "Killing", format!("Container {name} {why}, will be ended"));
+        self.container_event(name, Severity::Normal, "Killing", format!("Container {name} {why}, will be ended"));
         self.terminate(name, grace);
     }
 

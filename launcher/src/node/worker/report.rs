@@ -1,14 +1,17 @@
 //! What a pod's worker tells others: the pod's status and deletion, events, how far its logs are.
 
 use super::{Done, Worker};
-use crate::events::EventType;
 use crate::node::http::{LogState, LogStates, PodLogs};
 use crate::node::lifecycle::{Plan, State, restart_at};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use muster_events::{Severity, Subject};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+
+/// Who a node's events are by.
+const COMPONENT: &str = "kubelet";
 
 impl Worker {
     pub(super) fn pods(&self) -> Api<core::Pod> {
@@ -35,34 +38,19 @@ impl Worker {
         self.work.push(async move { Done::Deleted(pods.delete(&name, &params).await.map(drop)) }.boxed());
     }
 
-    pub(super) fn event(&mut self, kind: EventType, reason: &'static str, message: String) {
-        self.publish(None, kind, reason, message);
+    pub(super) fn event(&self, severity: Severity, reason: &'static str, message: String) {
+        self.tell(None, severity, reason, &message);
     }
 
-    pub(super) fn container_event(&mut self, container: &str, kind: EventType, reason: &'static str, message: String) {
+    pub(super) fn container_event(&self, container: &str, severity: Severity, reason: &'static str, message: String) {
         let init = self.facts.init.iter().any(|init| init.name == container);
         let list = if init { "initContainers" } else { "containers" };
-        self.publish(Some(format!("spec.{list}{{{container}}}")), kind, reason, message);
+        self.tell(Some(format!("spec.{list}{{{container}}}")), severity, reason, &message);
     }
 
-    fn publish(&mut self, field: Option<String>, kind: EventType, reason: &'static str, message: String) {
-        let shared = self.shared.clone();
-        let pod = core::ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(self.key.0.clone()),
-            name: Some(self.key.1.clone()),
-            uid: Some(self.uid.clone()),
-            field_path: field,
-            ..core::ObjectReference::default()
-        };
-        self.work.push(
-            async move {
-                shared.recorder.publish(&pod, kind, reason, &message).await;
-                Done::Other
-            }
-            .boxed(),
-        );
+    fn tell(&self, field_path: Option<String>, severity: Severity, reason: &str, message: &str) {
+        let pod = Subject { field_path, ..Subject::pod(&self.key.0, &self.key.1, &self.uid) };
+        self.shared.recorder.record(&pod, COMPONENT, severity, reason, message);
     }
 
     /// Lets readers of logs know how far the containers are.
