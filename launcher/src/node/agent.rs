@@ -17,6 +17,7 @@ use kube::api::Api;
 use kube::runtime::watcher;
 use muster_events::Recorder;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -63,6 +64,7 @@ pub async fn run(
         devices: Mutex::new(devices),
         devices_freed: Notify::new(),
         peers: Peers::default(),
+        on_their_way: AtomicUsize::new(0),
         config,
     });
     let mut agent = Agent {

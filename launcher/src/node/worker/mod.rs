@@ -31,6 +31,7 @@ use probes::{Answer, Probing};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -41,6 +42,10 @@ const FIRST_STATUS: SignedDuration = SignedDuration::from_millis(100);
 /// A status that says only that the first processes run is held back this long: what has ended by then, or failed, is
 /// told in one. (Half of the writes of a job that runs for a moment, and its controllers' work for them.)
 const FIRST_RUNNING: SignedDuration = SignedDuration::from_millis(20);
+/// With so many pods on their way both take twice as long, and so on up to `SLOWEST` times: where everything takes
+/// longer, what could be told in one does, too.
+const CROWD: usize = 8;
+const SLOWEST: usize = 10;
 /// After a request to the API server failed.
 const RETRY: SignedDuration = SignedDuration::from_secs(1);
 /// How often what a container or volume lacks is looked for again: 1 s, doubled up to this.
@@ -60,6 +65,32 @@ pub(super) struct Shared {
     pub(super) devices: Mutex<Allocation>,
     pub(super) devices_freed: Notify,
     pub(super) peers: Peers,
+    /// How many pods are on their way to their first processes.
+    pub(super) on_their_way: AtomicUsize,
+}
+
+impl Shared {
+    /// How long a status that may soon be out of date is held back.
+    fn held_back(&self, at_ease: SignedDuration) -> SignedDuration {
+        let times = 1 + self.on_their_way.load(Ordering::Relaxed) / CROWD;
+        at_ease * i32::try_from(times.min(SLOWEST)).unwrap_or(1)
+    }
+}
+
+/// A pod that is on its way to its first processes, as long as this lives.
+struct OnTheWay(Arc<Shared>);
+
+impl OnTheWay {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.on_their_way.fetch_add(1, Ordering::Relaxed);
+        OnTheWay(shared.clone())
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.0.on_their_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +142,8 @@ struct Worker {
     retry_at: Option<Timestamp>,
     deleting: bool,
     taken_on: Timestamp,
+    /// Until it was told that the pod runs, or has ended.
+    on_the_way: Option<OnTheWay>,
 }
 
 /// Runs one pod until nothing of it is left to do: its final status is written, or its object is gone.
@@ -144,10 +177,6 @@ pub(super) async fn run(
             () = tokio::time::sleep(sleep.unwrap_or_default() + Duration::from_millis(1)), if sleep.is_some() => {}
         }
     }
-    // Events that are still on their way.
-    while let Some(done) = worker.work.next().now_or_never().flatten() {
-        drop(done);
-    }
 }
 
 impl Worker {
@@ -161,6 +190,7 @@ impl Worker {
         let (logs, states) = watch::channel(LogStates::new());
         shared.config.handle.insert(key.clone(), PodLogs { uid: uid.clone(), states });
         Worker {
+            on_the_way: recovered.is_none().then(|| OnTheWay::new(&shared)),
             shared,
             pod,
             key,
@@ -550,16 +580,20 @@ impl Worker {
         let quiet = plan.phase == Phase::Pending
             && self.observed.stop.is_none()
             && self.observed.containers.values().all(|c| matches!(c.state, State::Waiting | State::Starting));
-        let due = later(self.taken_on, FIRST_STATUS);
+        let due = later(self.taken_on, self.shared.held_back(FIRST_STATUS));
         if quiet && now < due && self.written.is_none() {
             at(due);
             return Some(wake);
         }
+        let time = self.shared.held_back(FIRST_RUNNING);
+        let due = self.just_started(plan).map(|started| later(started, time));
         // (A clock that was set back must not hold it for longer.)
-        let held = |due: &Timestamp| *due > now && *due <= later(now, FIRST_RUNNING);
-        if let Some(due) = self.just_started(plan).filter(held) {
+        if let Some(due) = due.filter(|due| *due > now && *due <= later(now, time)) {
             at(due);
             return Some(wake);
+        }
+        if plan.phase != Phase::Pending {
+            self.on_the_way = None;
         }
         let status = render(now, &self.pod, &self.facts, &self.observed, plan, &self.shared.address, &self.conditions);
         self.conditions = status.conditions.clone().unwrap_or_default();
@@ -585,7 +619,7 @@ impl Worker {
         Some(wake)
     }
 
-    /// Until when a status that would say for the first time that the pod runs is held back.
+    /// When the last of the first processes started, if nobody was told yet that the pod runs.
     fn just_started(&self, plan: &Plan) -> Option<Timestamp> {
         let told = self.written.as_ref().is_some_and(|status| status["phase"] == "Running");
         if plan.phase != Phase::Running || told || self.observed.stop.is_some() {
@@ -595,7 +629,7 @@ impl Worker {
             State::Running { started_at, .. } => Some(*started_at),
             _ => None,
         });
-        started.max().map(|at| later(at, FIRST_RUNNING))
+        started.max()
     }
 }
 

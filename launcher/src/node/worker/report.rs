@@ -5,7 +5,9 @@ use crate::node::http::{LogState, LogStates, PodLogs};
 use crate::node::lifecycle::{Plan, State, restart_at};
 use futures::FutureExt;
 use k8s_openapi::api::core::v1 as core;
+use kube::Resource;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::core::Request;
 use muster_events::{Severity, Subject};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -20,12 +22,18 @@ impl Worker {
 
     pub(super) fn write(&mut self, status: Value) {
         self.writing = true;
-        let (pods, name) = (self.pods(), self.key.1.clone());
+        let (client, path) = (self.shared.client.clone(), core::Pod::url_path(&(), Some(&self.key.0)));
+        let name = self.key.1.clone();
         // The uid makes sure that it is this pod's and not that of a later one of its name.
         let patch = Patch::Merge(json!({"metadata": {"uid": self.uid}, "status": status}));
         self.work.push(
             async move {
-                let result = pods.patch_status(&name, &PatchParams::default(), &patch).await.map(drop);
+                let request = Request::new(path).patch_subresource("status", &name, &PatchParams::default(), &patch);
+                let result = match request {
+                    // The watch tells what became of it; the answer is not worth reading.
+                    Ok(request) => client.request_text(request).await.map(drop),
+                    Err(error) => Err(kube::Error::BuildRequest(error)),
+                };
                 Done::Written { status, result }
             }
             .boxed(),
