@@ -181,10 +181,11 @@ impl Api {
             let old = served.value(&current);
             let step = self.deletion_step(served, &old, options);
             let op = match step {
-                Step::Nothing => {
-                    self.store.durable(current.revision).await.map_err(|e| store_failed(&e))?;
-                    return Ok((Written::Stored(current), false));
-                }
+                Step::Nothing => match self.store.durable(current.revision).await {
+                    Ok(()) => return Ok((Written::Stored(current), false)),
+                    Err(CommitError::Full(_)) if attempt < TRIES => continue,
+                    Err(error) => return Err(store_failed(&error)),
+                },
                 Step::Mark(new) if options.dry_run => return Ok((Written::Gone(new), false)),
                 Step::Remove if options.dry_run => return Ok((Written::Stored(current), true)),
                 Step::Mark(new) if finished(served, &new) => {

@@ -29,7 +29,7 @@ use crate::request::{Query, ResourcePath, Target, target, verb};
 use crate::response::{self, Body, Response};
 use crate::schema::strict;
 use crate::server::{Api, Brief};
-use crate::store::Key;
+use crate::store::{CommitError, Key};
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use http::{HeaderMap, Method};
@@ -42,6 +42,8 @@ use std::time::Duration;
 const BODY_LIMIT: usize = 3 << 20;
 /// How long a request may take that is not a watch, a log or another stream.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// How often a request is looked at that rests on writes for which no room is found.
+const LOOKS: usize = 10;
 
 /// A request on its way through the handlers.
 pub(crate) struct Req {
@@ -58,6 +60,8 @@ pub(crate) struct Req {
     expected: Option<String>,
     /// Behind a lock only so that requests can be shared between threads.
     body: Mutex<Option<Body>>,
+    /// The body once it has been read.
+    read: Option<Bytes>,
 }
 
 impl Req {
@@ -107,8 +111,16 @@ impl Req {
         strict::unrecognized(kind, &error.to_string(), body)
     }
 
-    /// Reads the body, within its limit.
+    /// The body, within its limit; in JSON where it came in protobuf.
     pub(crate) async fn body(&mut self) -> ApiResult<Bytes> {
+        if let Some(read) = &self.read {
+            return Ok(read.clone());
+        }
+        let read = self.read_body().await?;
+        Ok(self.read.insert(read).clone())
+    }
+
+    async fn read_body(&mut self) -> ApiResult<Bytes> {
         let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let Some(body) = body else { return Ok(Bytes::new()) };
         let too_large =
@@ -139,6 +151,12 @@ impl Stored<'_> {
     fn storage(&self, group: &str, plural: &str) -> Arc<str> {
         format!("{group}/{plural}").into()
     }
+
+    /// The object as readers see it.
+    fn visible(&self, group: &str, plural: &str, namespace: Option<&str>, name: &str) -> Option<Value> {
+        let key = Key::new(&self.storage(group, plural), namespace, name);
+        self.0.store.get(&key).map(|object| object.bare_value())
+    }
 }
 
 impl Objects for Stored<'_> {
@@ -159,6 +177,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 
 impl rbac::Roles for Stored<'_> {
     fn cluster_role_bindings(&self) -> Vec<Value> {
+        // Nobody may do anything on the strength of a write that is not durable.
         self.list(RBAC, "clusterrolebindings", "").into_iter().map(Arc::unwrap_or_clone).collect()
     }
 
@@ -167,11 +186,11 @@ impl rbac::Roles for Stored<'_> {
     }
 
     fn cluster_role(&self, name: &str) -> Option<Value> {
-        self.get(RBAC, "clusterroles", "", name).map(Arc::unwrap_or_clone)
+        self.visible(RBAC, "clusterroles", None, name)
     }
 
     fn role(&self, namespace: &str, name: &str) -> Option<Value> {
-        self.get(RBAC, "roles", namespace, name).map(Arc::unwrap_or_clone)
+        self.visible(RBAC, "roles", Some(namespace), name)
     }
 }
 
@@ -190,7 +209,7 @@ impl Api {
         let claims = key.verify(token, self.clock.now().as_second())?;
         let subject = auth::token::Subject::from_claims(&claims)?;
         let has_uid = |plural: &str, name: &str, uid: &str| {
-            let object = Stored(self).get("", plural, &subject.namespace, name);
+            let object = Stored(self).visible("", plural, Some(&subject.namespace), name);
             object.is_some_and(|object| object["metadata"]["uid"] == uid)
         };
         let pod = subject.pod.as_ref().is_none_or(|(name, uid)| has_uid("pods", name, uid));
@@ -260,6 +279,7 @@ impl Api {
             warnings: Vec::new(),
             expected: None,
             body: Mutex::new(Some(body)),
+            read: None,
         };
         let outcome = tokio::time::timeout(TIME_LIMIT, self.route(&mut req)).await;
         let outcome = outcome.unwrap_or_else(|_| {
@@ -286,7 +306,35 @@ impl Api {
         let watch = req.query.flag("watch");
         let verb = verb(&req.method, named, watch).ok_or_else(ApiError::method_not_allowed)?;
         self.authorize(req, verb, true)?;
+        if matches!(verb, "get" | "list" | "watch") {
+            return self.dispatch(req, verb).await;
+        }
+        self.dispatch_write(req, verb).await
+    }
+
+    /// A write is checked against what other writes have begun. A refusal, or that there was nothing to do, may rest on
+    /// one that is not durable yet: it is answered only once that is, and where no room was found for it, the request is
+    /// looked at again.
+    async fn dispatch_write(self: &Arc<Self>, req: &mut Req, verb: &str) -> ApiResult<Response> {
+        for _ in 0..LOOKS {
+            let before = self.store.refusals();
+            let outcome = self.dispatch(req, verb).await;
+            let sure = match &outcome {
+                // What was stored came after all that it rests on. Of many deletions some may have had nothing to do.
+                Ok(_) => verb != "deletecollection",
+                Err(error) => error.code >= 500,
+            };
+            if sure || self.store.settled().await.map_err(|error| write::store_failed(&error))? == before {
+                return outcome;
+            }
+            req.warnings.clear();
+        }
+        Err(write::store_failed(&CommitError::Full("writes that this one rests on found no room".into())))
+    }
+
+    async fn dispatch(self: &Arc<Self>, req: &mut Req, verb: &str) -> ApiResult<Response> {
         let catalog = self.registry.catalog();
+        let named = req.resource.name.is_some();
         let path = &req.resource;
         let Some(served) = catalog.find(&path.group, &path.version, &path.resource) else {
             return match path.group.as_str() {

@@ -94,8 +94,11 @@ impl Api {
             let new = self.prepare_change(change, &old, new, warnings)?;
             if new == old {
                 // Nothing to write; but what is answered must be durable.
-                self.store.durable(current.revision).await.map_err(|e| store_failed(&e))?;
-                return Ok(Written::Stored(current));
+                match self.store.durable(current.revision).await {
+                    Ok(()) => return Ok(Written::Stored(current)),
+                    Err(CommitError::Full(_)) if attempt < TRIES => continue,
+                    Err(error) => return Err(store_failed(&error)),
+                }
             }
             let counted = change.subresource.is_empty();
             let _held = match counted {

@@ -99,6 +99,8 @@ struct Head {
     failed: Option<Arc<str>>,
     /// Revisions, from and to, that were numbered and found no room.
     lost: Vec<(u64, u64)>,
+    /// How often that happened.
+    refusals: u64,
     /// Set for backends that commit on the caller's thread.
     inline: Option<Box<dyn Backend>>,
 }
@@ -168,6 +170,7 @@ impl Store {
             closing: false,
             failed: None,
             lost: Vec::new(),
+            refusals: 0,
             inline,
         };
         let inner = Arc::new(Inner { head: Mutex::new(head), wake: Condvar::new(), view, thread: Mutex::new(None) });
@@ -223,12 +226,18 @@ impl Store {
         self.0.view.raise_floor(self.revision());
     }
 
-    /// Waits until every write that was begun is durable and visible, or refused.
-    pub async fn settled(&self) -> Result<(), CommitError> {
+    /// How often writes that were begun have been refused for want of room. Who looks at the head asks before, and once
+    /// more through [`Store::settled`]: where it is the same, nothing of what was seen has been taken back.
+    pub fn refusals(&self) -> u64 {
+        self.0.lock().refusals
+    }
+
+    /// Waits until every write that was begun is durable and visible, or refused; how often the latter has happened.
+    pub async fn settled(&self) -> Result<u64, CommitError> {
         let begun = self.0.lock().revision;
         match self.durable(begun).await {
-            Err(CommitError::Full(_)) => Ok(()),
-            other => other,
+            Ok(()) | Err(CommitError::Full(_)) => Ok(self.refusals()),
+            Err(error) => Err(error),
         }
     }
 
@@ -369,6 +378,7 @@ impl Inner {
     fn take_back(&self, head: &mut Head, failure: &Failure) {
         head.in_flight.clear();
         if failure.full {
+            head.refusals += 1;
             let from = self.view.revision() + 1;
             match head.lost.last_mut() {
                 Some((_, to)) if *to + 1 >= from => *to = head.revision,
