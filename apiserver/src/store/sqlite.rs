@@ -65,12 +65,29 @@ impl Sqlite {
     /// As `checkpoint`, but without room for it the log just stays longer.
     fn checkpoint_if_possible(&mut self) -> Result<(), BackendError> {
         match self.checkpoint() {
-            Err(BackendError::Sqlite(error)) if is_full(&error) => {
-                tracing::warn!(%error, "no space is left to tidy up the store");
+            Err(BackendError::Full(why)) => {
+                tracing::warn!(why, "no space is left to tidy up the store");
                 Ok(())
             }
             outcome => outcome,
         }
+    }
+
+    /// Tells a lack of room from other trouble: SQLite has then taken back what it was about to write.
+    #[allow(unsafe_code)]
+    fn trouble(&self, error: rusqlite::Error) -> BackendError {
+        use rusqlite::ErrorCode::{DiskFull, SystemIoFailure};
+        let full = match error.sqlite_error_code() {
+            Some(DiskFull) => true,
+            // A user's quota that is used up; SQLite knows of full disks alone.
+            Some(SystemIoFailure) => {
+                // SAFETY: the handle is that of an open connection; the call only reads a number from it.
+                let errno = unsafe { rusqlite::ffi::sqlite3_system_errno(self.connection.handle()) };
+                errno == libc::EDQUOT
+            }
+            _ => false,
+        };
+        if full { BackendError::Full(error.to_string()) } else { BackendError::Sqlite(error) }
     }
 
     /// Writes the rows into the log, not yet flushed. Returns how many bytes they are.
@@ -102,15 +119,11 @@ impl Sqlite {
     }
 
     fn checkpoint(&mut self) -> Result<(), BackendError> {
-        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        let outcome = self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        outcome.map_err(|error| self.trouble(error))?;
         self.pages = 0;
         Ok(())
     }
-}
-
-/// Whether SQLite found no room, and so has taken back what it was about to write.
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// The path of the WAL that belongs to a database.
@@ -183,10 +196,7 @@ impl Backend for Sqlite {
         if self.pages > self.most_pages {
             self.checkpoint_if_possible()?;
         }
-        let bytes = self.append(rows).map_err(|error| match is_full(&error) {
-            true => BackendError::Full(error.to_string()),
-            false => BackendError::Sqlite(error),
-        })?;
+        let bytes = self.append(rows).map_err(|error| self.trouble(error))?;
         self.wal.sync_data()?;
         self.pages += 4 + 2 * (bytes as i64 / PAGE + 1);
         Ok(())
@@ -196,10 +206,7 @@ impl Backend for Sqlite {
         if self.pages > IDLE_PAGES {
             self.checkpoint_if_possible()?;
         }
-        self.delete(floor, superseded).map_err(|error| match is_full(&error) {
-            true => BackendError::Full(error.to_string()),
-            false => BackendError::Sqlite(error),
-        })?;
+        self.delete(floor, superseded).map_err(|error| self.trouble(error))?;
         self.checkpoint_if_possible()
     }
 
