@@ -142,7 +142,7 @@ struct Worker {
     retry_at: Option<Timestamp>,
     deleting: bool,
     taken_on: Timestamp,
-    /// Until it was told that the pod runs, or has ended.
+    /// Until something was told of the pod: it runs, or has ended, or something is in its way.
     on_the_way: Option<OnTheWay>,
 }
 
@@ -591,9 +591,6 @@ impl Worker {
         if let Some(due) = due.filter(|due| *due > now && *due <= later(now, time)) {
             at(due);
             return Some(wake);
-        }
-        if plan.phase != Phase::Pending {
-            self.on_the_way = None;
         }
         let status = render(now, &self.pod, &self.facts, &self.observed, plan, &self.shared.address, &self.conditions);
         self.conditions = status.conditions.clone().unwrap_or_default();

@@ -22,6 +22,7 @@ impl Worker {
 
     pub(super) fn write(&mut self, status: Value) {
         self.writing = true;
+        self.on_the_way = None;
         let (client, path) = (self.shared.client.clone(), core::Pod::url_path(&(), Some(&self.key.0)));
         let name = self.key.1.clone();
         // The uid makes sure that it is this pod's and not that of a later one of its name.
