@@ -26,6 +26,8 @@ const LOG_MAX_FILES: u32 = 5;
 /// Ready to run; its logs can be asked for as soon as it does.
 pub(super) struct Prepared {
     config: Config,
+    /// Of the runtime.
+    dir: PathBuf,
     ca: PathBuf,
 }
 
@@ -36,14 +38,15 @@ pub(super) struct Killer(Arc<dyn PodRuntime>);
 pub(super) fn prepare(settings: &ServerSettings, folder: &DataFolder) -> Result<Prepared> {
     let clock = Clock::system();
     let muster_exe = std::env::current_exe().context("the path of this program is not known")?;
+    let dir = folder.file("node");
     let runtime = ProcessRuntime::new(ProcessConfig {
-        dir: folder.file("node"),
+        dir: dir.clone(),
         muster_exe: muster_exe.clone(),
         clock: clock.clone(),
         log_max_bytes: LOG_MAX_BYTES,
         log_max_files: LOG_MAX_FILES,
     })
-    .with_context(|| format!("failed to use {}", folder.file("node").display()))?;
+    .with_context(|| format!("failed to use {}", dir.display()))?;
     let devices = match settings.simulated_gpus {
         0 => Inventory::of_this_machine(),
         count => Inventory::simulated(count.try_into()?),
@@ -67,7 +70,7 @@ pub(super) fn prepare(settings: &ServerSettings, folder: &DataFolder) -> Result<
         on_shutdown: OnShutdown::Drain,
         handle: NodeHandle::new(),
     };
-    Ok(Prepared { config, ca: folder.file("ca.crt") })
+    Ok(Prepared { config, dir, ca: folder.file("ca.crt") })
 }
 
 impl Prepared {
@@ -90,7 +93,14 @@ impl Prepared {
         self.config.api_server = api_server;
         // By now the API server has made it, where this process is one.
         self.config.root_ca = std::fs::read_to_string(&self.ca).ok();
-        Ok(node::run(client, self.config, ready, stop).await?)
+        let claims = node::claims::run(client.clone(), self.config.clock.clone(), self.dir, stop.clone());
+        let mut node = std::pin::pin!(node::run(client, self.config, ready, stop));
+        tokio::select! {
+            outcome = &mut node => return Ok(outcome?),
+            // It has no pods to wait for.
+            () = claims => {}
+        }
+        Ok(node.await?)
     }
 }
 

@@ -6,7 +6,7 @@ use super::rows::{AGE, CONTAINERS, IMAGES, NAME, age, containers_and_images, lab
 use super::table::{WITH_STATUS, keep_status};
 use super::value::{child, field, fields, fill, int, items_mut, text};
 use super::workload_status::status_counts;
-use super::{BuiltinKind, Context, label_selector, names, pod, wire};
+use super::{BuiltinKind, Context, idle, label_selector, names, pod, wire};
 use crate::schema::internal;
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, DaemonSetStatus, DeploymentStatus, ReplicaSetSpec, ReplicaSetStatus,
@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 const APPS: BuiltinKind =
-    BuiltinKind { group: "apps", categories: &["all"], generation: true, acted_on: false, ..WITH_STATUS };
+    BuiltinKind { group: "apps", categories: &["all"], generation: true, idle: idle::WORKLOAD, ..WITH_STATUS };
 // These columns keep the words that older versions of their kinds had.
 const NODES_READY: &str = "The number of nodes that should be running the daemon pod and have one or more of the daemon \
                            pod running and ready.";
@@ -38,7 +38,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         categories: &[],
         subresources: &[],
         generation: false,
-        acted_on: true,
+        idle: idle::NOT_IDLE,
         default: |_| {},
         prepare_create: |_, _| {},
         prepare_update: |_, _, _| {},

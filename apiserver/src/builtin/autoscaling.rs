@@ -5,7 +5,7 @@ use super::metadata::NOT_NEGATIVE;
 use super::rows::{AGE, NAME, age, name, or_unset};
 use super::table::WITH_STATUS;
 use super::value::{child, field, fields, fill, int, items, items_mut, list, text};
-use super::{BuiltinKind, StoredAs, wire};
+use super::{BuiltinKind, StoredAs, idle, wire};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus};
 use muster_api::field::FieldError;
 use schemars::JsonSchema;
@@ -35,7 +35,7 @@ const SCALER: BuiltinKind = BuiltinKind {
     singular: "horizontalpodautoscaler",
     short_names: &["hpa"],
     categories: &["all"],
-    acted_on: false,
+    idle: idle::SCALER,
     default,
     prepare_create: |scaler, _| {
         fields(scaler).insert("status".into(), json!({"currentMetrics": null, "desiredReplicas": 0}));

@@ -7,7 +7,7 @@ use super::rows::{
 };
 use super::table::WITH_STATUS;
 use super::value::{child, field, fields, fill, flag, int, items_mut, list, text};
-use super::{BuiltinKind, Context, job_rules, label_selector, pod, wire};
+use super::{BuiltinKind, Context, idle, job_rules, label_selector, pod, wire};
 use crate::schema::internal;
 use k8s_openapi::api::batch::v1::{CronJobSpec, CronJobStatus, JobSpec};
 use muster_api::field::FieldError;
@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 const BATCH: BuiltinKind =
-    BuiltinKind { group: "batch", categories: &["all"], generation: true, acted_on: false, ..WITH_STATUS };
+    BuiltinKind { group: "batch", categories: &["all"], generation: true, idle: idle::WORKLOAD, ..WITH_STATUS };
 
 pub(super) const KINDS: &[BuiltinKind] = &[
     BuiltinKind {

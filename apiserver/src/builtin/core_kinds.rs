@@ -5,7 +5,7 @@ use super::pod::validate::{CONTAINER_RESOURCES, STANDARD_RESOURCES, quantity_err
 use super::rows::{AGE, NAME, age, containers_and_images, label_map, name, or_none};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, int, items, items_mut, text};
-use super::{BuiltinKind, Context, limit_range, names, pod, wire};
+use super::{BuiltinKind, Context, idle, limit_range, names, pod, wire};
 use k8s_openapi::api::core::v1::{Endpoints, ReplicationControllerSpec, ReplicationControllerStatus, ServiceAccount};
 use muster_api::field::FieldError;
 use schemars::JsonSchema;
@@ -15,6 +15,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     BuiltinKind { kind: "Binding", plural: "bindings", singular: "binding", verbs: &["create"], ..BASE },
     BuiltinKind {
         kind: "Endpoints",
+        idle: idle::ROUTE,
         plural: "endpoints",
         singular: "endpoints",
         short_names: &["ep"],
@@ -74,7 +75,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         categories: &["all"],
         subresources: &["scale", "status"],
         generation: true,
-        acted_on: false,
+        idle: idle::WORKLOAD,
         orphan_by_default: true,
         default: default_controller,
         prepare_create: |object, _| {

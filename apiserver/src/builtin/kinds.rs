@@ -5,7 +5,7 @@ use super::metadata::{IMMUTABLE, NOT_NEGATIVE};
 use super::rows::{AGE, NAME, age, name, or_none, selector};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, field, fields, fill, flag, int, items, items_mut, list, text};
-use super::{BuiltinKind, Context, label_selector, wire};
+use super::{BuiltinKind, Context, idle, label_selector, wire};
 use crate::error::{ApiError, ApiResult};
 use crate::schema::internal;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
@@ -20,12 +20,12 @@ use serde_json::{Map, Value, json};
 const REVIEW: BuiltinKind = BuiltinKind { verbs: &["create"], namespaced: false, ..BASE };
 const AUTHORIZATION: BuiltinKind = BuiltinKind { group: "authorization.k8s.io", ..REVIEW };
 const AUTHENTICATION: BuiltinKind = BuiltinKind { group: "authentication.k8s.io", ..REVIEW };
-const NETWORKING: BuiltinKind = BuiltinKind { group: "networking.k8s.io", generation: true, acted_on: false, ..BASE };
+const NETWORKING: BuiltinKind = BuiltinKind { group: "networking.k8s.io", generation: true, idle: idle::ROUTE, ..BASE };
 const WEBHOOKS: BuiltinKind = BuiltinKind {
     group: "admissionregistration.k8s.io",
     namespaced: false,
     generation: true,
-    acted_on: false,
+    idle: idle::WEBHOOK,
     columns: &[
         NAME,
         Column::new(
@@ -115,6 +115,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     BuiltinKind {
         group: "discovery.k8s.io",
         kind: "EndpointSlice",
+        idle: idle::ROUTE,
         plural: "endpointslices",
         singular: "endpointslice",
         generation: true,
@@ -183,6 +184,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
     },
     BuiltinKind {
         kind: "NetworkPolicy",
+        idle: idle::POLICY,
         plural: "networkpolicies",
         singular: "networkpolicy",
         short_names: &["netpol"],
@@ -211,7 +213,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         singular: "poddisruptionbudget",
         short_names: &["pdb"],
         generation: true,
-        acted_on: false,
+        idle: idle::BUDGET,
         default: |budget| {
             wire::normalise(budget);
             budget_status(budget);

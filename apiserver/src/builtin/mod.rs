@@ -12,6 +12,7 @@ mod columns;
 mod config;
 mod core_kinds;
 mod event;
+mod idle;
 mod job_rules;
 mod kinds;
 mod label_selector;
@@ -97,8 +98,8 @@ pub struct BuiltinKind {
     /// Whether `metadata.generation` counts changes of spec.
     pub generation: bool,
     pub name_rule: NameRule,
-    /// Whether some part of Muster acts on objects of this kind; if none does, an event on each object says so.
-    pub acted_on: bool,
+    /// Where no part of Muster acts on the object, what to do instead; an event on the object says so.
+    pub idle: fn(&Value) -> Option<&'static str>,
     /// Whether a deletion answers with the object rather than with a `Status`.
     pub returns_deleted: bool,
     /// Whether an update may leave out `metadata.resourceVersion`.

@@ -5,7 +5,7 @@ use super::metadata::{IMMUTABLE, validate_labels};
 use super::rows::{AGE, NAME, age, label_map, name, or_none};
 use super::table::{WITH_STATUS, keep_status};
 use super::value::{child, field, fields, fill, int, items, items_mut, list, text};
-use super::{BuiltinKind, Context, NameRule, names, traffic, wire};
+use super::{BuiltinKind, Context, NameRule, idle, names, traffic, wire};
 use k8s_openapi::api::core::v1::ServiceSpec;
 use muster_api::field::{FieldError, Reason};
 use schemars::JsonSchema;
@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 
 pub(super) const KINDS: &[BuiltinKind] = &[BuiltinKind {
     kind: "Service",
+    idle: idle::SERVICE,
     warnings: |service, _| traffic::warnings(service),
     plural: "services",
     singular: "service",

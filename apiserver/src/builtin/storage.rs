@@ -6,7 +6,7 @@ use super::pod::validate::quantity_errors;
 use super::rows::{AGE, NAME, age, name, or_unset};
 use super::table::{BASE, WITH_STATUS};
 use super::value::{child, entries, field, fields, fill, flag, items, list, text};
-use super::{BuiltinKind, Context, limit_range, wire};
+use super::{BuiltinKind, Context, idle, limit_range, wire};
 use crate::schema::internal;
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, PersistentVolumeSpec, PersistentVolumeStatus,
@@ -59,7 +59,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         short_names: &["pv"],
         namespaced: false,
         returns_deleted: true,
-        acted_on: false,
+        idle: idle::VOLUME,
         default: |volume| {
             wire::normalise(volume);
             child(volume, "status");
@@ -103,7 +103,7 @@ pub(super) const KINDS: &[BuiltinKind] = &[
         namespaced: false,
         create_on_update: true,
         returns_deleted: true,
-        acted_on: false,
+        idle: idle::STORAGE_CLASS,
         default: |class| {
             wire::normalise(class);
             fill(class, "reclaimPolicy", "Delete");
@@ -297,7 +297,8 @@ fn phase(object: &Value) -> String {
 }
 
 fn claim_row(claim: &Value, now: i64) -> Vec<Value> {
-    let bound = !text(claim, "/spec/volumeName").is_empty();
+    // The node's folders are no volumes with a name.
+    let bound = !text(claim, "/spec/volumeName").is_empty() || text(claim, "/status/phase") == "Bound";
     let (capacity, modes) = if bound {
         (text(claim, "/status/capacity/storage").to_owned(), mode_names(list(claim, "/status/accessModes")))
     } else {

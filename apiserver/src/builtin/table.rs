@@ -1,6 +1,6 @@
 //! The table of all built-in kinds.
 
-use super::{BuiltinKind, NameRule, wire};
+use super::{BuiltinKind, NameRule, idle, wire};
 use serde_json::{Map, Value};
 use std::sync::LazyLock;
 
@@ -55,7 +55,7 @@ pub(super) const BASE: BuiltinKind = BuiltinKind {
     subresources: &[],
     generation: false,
     name_rule: NameRule::Subdomain,
-    acted_on: true,
+    idle: idle::NOT_IDLE,
     returns_deleted: false,
     unconditional_update: true,
     create_on_update: false,

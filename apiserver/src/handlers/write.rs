@@ -236,9 +236,10 @@ impl Api {
         Ok(object)
     }
 
-    /// An object of a kind that is stored but that nothing acts on says so, in an event of the same transaction.
+    /// An object that is stored but that nothing acts on says so, in an event of the same transaction.
     fn say_if_idle(&self, served: &Served, object: &Value) -> Option<Op> {
-        let kind = served.as_builtin().filter(|kind| !kind.acted_on)?;
+        let kind = served.as_builtin()?;
+        let instead = (kind.idle)(object)?;
         let events = self.registry.catalog().find("", "v1", "events")?;
         let (now, metadata) = (self.clock.now_rfc3339(), &object["metadata"]);
         let namespace = metadata["namespace"].as_str().unwrap_or("default");
@@ -251,7 +252,7 @@ impl Api {
         let event = json!({
             "metadata": {"name": name, "namespace": namespace, "uid": self.random.uuid(), "creationTimestamp": now},
             "involvedObject": involved, "type": "Warning", "reason": "NotActedOn", "count": 1,
-            "message": format!("{} objects are stored, but no part of Muster acts on them", kind.kind),
+            "message": format!("this {} is stored, but no part of Muster acts on it: {instead}", kind.kind),
             "source": {"component": "muster-apiserver"}, "firstTimestamp": now, "lastTimestamp": now, "eventTime": null,
             "reportingComponent": "muster-apiserver", "reportingInstance": "",
         });

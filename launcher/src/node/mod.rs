@@ -11,6 +11,7 @@
 
 mod action;
 mod agent;
+pub mod claims;
 mod config;
 mod env;
 mod http;

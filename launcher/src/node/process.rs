@@ -113,9 +113,7 @@ impl ProcessRuntime {
                     }
                     own
                 }
-                Volume::Claim { namespace, name } => {
-                    self.config.dir.join("claims").join(safe(namespace)).join(safe(name))
-                }
+                Volume::Claim { namespace, name } => claim_folder(&self.config.dir, namespace, name),
                 Volume::Host(path) => path.clone(),
             };
             if matches!(volume, Volume::Empty | Volume::Claim { .. }) {
@@ -461,6 +459,11 @@ fn volume_dir(name: &str) -> OsString {
     let mut dir = safe(name);
     dir.push(".volume");
     dir
+}
+
+/// Where a claim's data is, in the runtime's folder.
+pub(super) fn claim_folder(dir: &Path, namespace: &str, name: &str) -> PathBuf {
+    dir.join("claims").join(safe(namespace)).join(safe(name))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {
