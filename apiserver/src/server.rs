@@ -16,7 +16,8 @@ use std::task::{Context, Poll};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-/// The node's HTTP API, in process: `GET /containerLogs/{namespace}/{pod}/{container}`.
+/// The node's HTTP API, in process: `/containerLogs/{namespace}/{pod}/{container}`, and with the connection of the
+/// request among its extensions `/exec/...` and `/attach/...` likewise, `/portForward/{namespace}/{pod}`.
 pub type NodeService = tower::util::BoxCloneSyncService<http::Request<Bytes>, Response, BoxError>;
 
 /// Where the store keeps its data.
@@ -54,7 +55,7 @@ pub struct Options {
     pub clock: Clock,
     pub random: Random,
     pub keys: Keys,
-    /// Answers for the logs of pods; without it they are refused.
+    /// Answers for the logs of pods and for streams to them; without it they are refused.
     pub nodes: Option<NodeService>,
     /// CustomResourceDefinitions that are created, or brought up to date, before the first request.
     pub crds: Vec<serde_json::Value>,

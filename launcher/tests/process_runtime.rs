@@ -6,13 +6,14 @@ use jiff::Timestamp;
 use muster_api::clock::Clock;
 use muster_launcher::node::supervisor::Mount;
 use muster_launcher::node::{
-    ContainerId, ContainerStart, Exit, PodRecord, PodRuntime, ProcessConfig, ProcessRuntime, Recovered, Signal,
-    StartError, Started, Volume, VolumeFile,
+    Command, ContainerId, ContainerStart, Executing, Exit, PodRecord, PodRuntime, ProcessConfig, ProcessRuntime,
+    Recovered, Signal, StartError, Started, Volume, VolumeFile,
 };
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 
 fn supervisor() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
@@ -272,8 +273,16 @@ async fn a_later_node_adopts_what_runs_and_learns_how_it_ended() {
 /// Runs a command in the container, for as long as `limit` allows.
 async fn entered(runtime: &ProcessRuntime, script: &str, limit: Duration) -> Option<(i32, String)> {
     let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-    let ran = tokio::time::timeout(limit, runtime.exec(&id(0), argv)).await.ok()?.expect("it is entered");
-    Some((ran.exit_code, ran.output))
+    let ran = async {
+        let command = Command { argv, ..Command::default() };
+        let Executing { mut stdout, exit, .. } = runtime.exec(&id(0), command).await.expect("it is entered");
+        let code = exit.await.expect("a code");
+        // All that it has said waits by now, also where the output is held open.
+        let mut output = vec![0; 4096];
+        let count = stdout.read(&mut output).await.expect("read");
+        (code, String::from_utf8_lossy(&output[..count]).into_owned())
+    };
+    tokio::time::timeout(limit, ran).await.ok()
 }
 
 #[tokio::test]

@@ -118,16 +118,6 @@ fn a_token_is_made_for_a_service_account() {
 }
 
 #[test]
-fn what_takes_a_stream_to_a_container_says_what_to_do_instead() {
-    let server = Server::start(&[]);
-    server.kubectl(&["run", "busy", "--image=host", "--", "sleep", "600"]).succeeded();
-    server.kubectl(&["wait", "pod/busy", "--for=condition=Ready", "--timeout=60s"]).succeeded();
-    server.kubectl(&["exec", "busy", "--", "true"]).failed_with(&["pods/exec", "nsenter"]);
-    server.kubectl(&["attach", "busy"]).failed_with(&["pods/attach", "kubectl logs"]);
-    server.kubectl(&["port-forward", "pod/busy", "1:1"]).failed_with(&["pods/portforward", "127.0.0.1"]);
-}
-
-#[test]
 fn what_is_wrong_in_a_manifest_is_refused_with_its_path() {
     let server = Server::start(&["--roles", "apiserver,controllers,operator"]);
     let manifest = pytorch_job("bad", "Never", 0, "true");

@@ -18,6 +18,7 @@ mod malformed;
 mod pods;
 mod process;
 mod run;
+mod streams;
 mod trace;
 mod unprivileged;
 mod up;

@@ -1,6 +1,7 @@
 //! What the node does for a pod besides running it: probes, lifecycle hooks, and saying what it cannot do.
 
 use crate::harness::{Server, eventually, has_condition};
+use crate::process;
 use serde_json::{Value, json};
 
 /// A pod of one container, a shell script.
@@ -51,6 +52,22 @@ fn a_pod_is_ready_as_long_as_its_readiness_probe_says_so() {
     std::fs::remove_file(&gate).unwrap();
     server.kubectl(&["wait", "pod/asked", "--for=condition=Ready=false", "--timeout=60s"]).succeeded();
     assert_eq!(container(&server, "asked")["restartCount"], 0);
+}
+
+#[test]
+fn nothing_is_left_of_a_probe_that_took_too_long() {
+    // What its command had left running ended with its container.
+    let server = Server::start(&[]);
+    let mark = server.path("asked");
+    let asks = json!({"exec": {"command": ["sh", "-c", format!("tail -f /dev/null {} & wait", mark.display())]},
+                      "timeoutSeconds": 1, "periodSeconds": 600});
+    server.apply(&pod("slow", "exec sleep 600", json!({"readinessProbe": asks}), json!({})));
+    assert!(event(&server, "slow", "Unhealthy").contains("no answer within 1 s"));
+    eventually("the probe's command to end", || {
+        let left = process::all_of(server.dir.path());
+        let left = left.iter().any(|(_, command)| command.starts_with("tail"));
+        (!left).then_some(())
+    });
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn container_names(pod: &Value) -> (Vec<&str>, Vec<&str>) {
 }
 
 /// The container that the request is about.
-fn container<'a>(pod: &'a Value, name: &str, asked: Option<&'a str>) -> ApiResult<&'a str> {
+pub(super) fn container<'a>(pod: &'a Value, name: &str, asked: Option<&'a str>) -> ApiResult<&'a str> {
     let (main, others) = container_names(pod);
     match asked.filter(|asked| !asked.is_empty()) {
         Some(asked) if main.contains(&asked) || others.contains(&asked) => Ok(asked),

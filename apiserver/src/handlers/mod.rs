@@ -11,6 +11,7 @@ mod quota;
 mod read;
 mod reviews;
 mod scale;
+mod streams;
 mod subresource;
 mod system;
 mod update;
@@ -55,6 +56,8 @@ pub(crate) struct Req {
     /// Whether the client has no use for managed fields.
     pub(crate) brief: bool,
     pub(crate) resource: ResourcePath,
+    /// The connection is among them, where it can become another protocol's.
+    pub(crate) extensions: http::Extensions,
     pub(crate) warnings: Vec<String>,
     /// The kind that the body should hold.
     expected: Option<String>,
@@ -276,6 +279,7 @@ impl Api {
             headers: parts.headers,
             identity,
             resource: ResourcePath::default(),
+            extensions: parts.extensions,
             warnings: Vec::new(),
             expected: None,
             body: Mutex::new(Some(body)),

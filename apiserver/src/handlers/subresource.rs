@@ -32,7 +32,8 @@ impl Api {
             ("eviction", "create") => self.evict(req, served).await,
             ("token", "create") => self.request_token(req, served).await,
             ("log", "get") => self.pod_log(req, served).await,
-            (what @ ("exec" | "attach" | "portforward"), "create" | "get") => Err(not_served(what)),
+            ("portforward", "create" | "get") => Err(no_port_forward()),
+            (what @ ("exec" | "attach"), "create" | "get") => self.pod_stream(req, served, what).await,
             _ => Err(ApiError::method_not_allowed()),
         }
     }
@@ -48,12 +49,7 @@ impl Api {
     }
 }
 
-/// What takes a stream to a container is absent; the message says what to do instead.
-fn not_served(what: &str) -> ApiError {
-    let instead = match what {
-        "portforward" => "pods have the network of this machine, so connect to 127.0.0.1 and the pod's port itself",
-        "attach" => "`kubectl logs -f` shows what the container writes",
-        _ => "a container is a process of this machine: find it with `ps`, enter it with `nsenter --all --target PID`",
-    };
-    ApiError::new(405, "MethodNotAllowed", format!("this server has no pods/{what}; {instead}"))
+fn no_port_forward() -> ApiError {
+    let instead = "pods have the network of this machine, so connect to 127.0.0.1 and the pod's port itself";
+    ApiError::new(405, "MethodNotAllowed", format!("this server has no pods/portforward; {instead}"))
 }

@@ -1,14 +1,17 @@
 //! Carrying out what probes and lifecycle hooks ask for.
 
 use super::probe::Action;
-use super::runtime::{ContainerId, PodRuntime};
+use super::runtime::{Command, ContainerId, Executing, PodRuntime};
+use super::supervisor::DRAIN_MS;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Of an answer, no more is looked at.
 const MAX_ANSWER: u64 = 4096;
+/// As much as the kubelet keeps of what a probe's command writes.
+const MAX_OUTPUT: usize = 10 * 1024;
 
 /// Succeeds, or says why not.
 pub(super) async fn carry_out(
@@ -29,8 +32,9 @@ pub(super) async fn carry_out(
                 .map_err(|e| format!("dial {host}:{port}: {e}")),
             Action::Http { host, port, path, headers } => get(&host, port, &path, &headers).await,
             Action::Exec(command) => {
-                let ran = runtime.exec(&id, command).await?;
-                match (ran.exit_code, ran.output.trim()) {
+                let ran = runtime.exec(&id, Command { argv: command, ..Command::default() }).await?;
+                let (code, output) = to_its_end(ran).await?;
+                match (code, output.trim()) {
                     (0, _) => Ok(()),
                     (code, "") => Err(format!("the command ended with code {code}")),
                     (_, output) => Err(output.to_owned()),
@@ -41,6 +45,38 @@ pub(super) async fn carry_out(
     match tokio::time::timeout(limit, outcome).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+    }
+}
+
+/// The exit code of a command, and the beginning of what it wrote. What it has left running may hold its output open.
+async fn to_its_end(ran: Executing) -> Result<(i32, String), String> {
+    let Executing { mut stdout, stderr, mut exit, .. } = ran;
+    let mut stderr = stderr.unwrap_or_else(|| Box::new(tokio::io::empty()));
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let reading = async { tokio::join!(beginning(&mut stdout, &mut output), beginning(&mut stderr, &mut errors)) };
+    let code = {
+        let mut reading = std::pin::pin!(reading);
+        tokio::select! {
+            biased;
+            _ = &mut reading => exit.await?,
+            code = &mut exit => {
+                let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS.into()), reading).await;
+                code?
+            }
+        }
+    };
+    output.extend_from_slice(&errors);
+    output.truncate(MAX_OUTPUT);
+    Ok((code, String::from_utf8_lossy(&output).into_owned()))
+}
+
+async fn beginning(from: &mut (dyn AsyncRead + Send + Unpin), kept: &mut Vec<u8>) {
+    let mut chunk = [0; 4096];
+    while let Ok(count) = from.read(&mut chunk).await
+        && count > 0
+    {
+        // What is too much is read all the same: the command must not wait for a reader.
+        kept.extend_from_slice(&chunk[..count.min(MAX_OUTPUT.saturating_sub(kept.len()))]);
     }
 }
 

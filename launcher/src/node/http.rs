@@ -1,10 +1,12 @@
 //! The part of the kubelet's HTTP API that the API server asks for: a container's log, as text, perhaps as a stream
-//! that follows. In process; who may ask is the API server's business.
+//! that follows; and what takes a stream to a container (`streams`), for which the request carries its connection along.
+//! In process; who may ask is the API server's business.
 
 use super::logs::{LogOptions, LogReader, LogWatch};
 use super::runtime::{ContainerId, PodRuntime};
+use super::streams::{self, Refusal, Target};
 use bytes::Bytes;
-use futures::stream;
+use futures::stream::{self, Stream, StreamExt};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -59,12 +61,12 @@ impl NodeHandle {
         Self::default()
     }
 
-    /// Serves `GET /containerLogs/NAMESPACE/POD/CONTAINER`.
+    /// Serves `/containerLogs/NAMESPACE/POD/CONTAINER`, and so `/exec`, `/attach`.
     pub fn http(&self) -> NodeService {
         let handle = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<Bytes>| {
             let handle = handle.clone();
-            async move { Ok(handle.answer(&request)) }
+            async move { Ok(handle.answer(request)) }
         }))
     }
 
@@ -84,46 +86,84 @@ impl NodeHandle {
         }
     }
 
-    fn answer(&self, request: &Request<Bytes>) -> Response<Body> {
-        let path: Vec<&str> = request.uri().path().split('/').collect();
-        let ["", "containerLogs", namespace, pod, container] = path[..] else {
-            return refuse(StatusCode::NOT_FOUND, "no such path");
+    fn answer(&self, request: Request<Bytes>) -> Response<Body> {
+        let uri = request.uri().clone();
+        let path: Vec<&str> = uri.path().split('/').collect();
+        let answer = match path[..] {
+            ["", "containerLogs", namespace, pod, container] if request.method() == Method::GET => {
+                self.log(&request, namespace, pod, container)
+            }
+            ["", what @ ("exec" | "attach"), namespace, pod, container] => self
+                .remote_command(request, what == "attach", namespace, pod, container)
+                .map(|it| it.map(|()| full(""))),
+            _ => Err((StatusCode::NOT_FOUND, "no such path".to_owned())),
         };
-        if request.method() != Method::GET {
-            return refuse(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed");
-        }
+        answer.unwrap_or_else(|(code, message)| refuse(code, message))
+    }
+
+    fn runtime(&self) -> Result<(Arc<dyn PodRuntime>, Clock), Refusal> {
         let node = self.0.node.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((runtime, clock)) = node else {
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the node is not running");
-        };
-        let options = match LogOptions::parse(request.uri().query().unwrap_or_default(), clock.now()) {
-            Ok(options) => options,
-            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
-        };
+        node.ok_or_else(|| (StatusCode::SERVICE_UNAVAILABLE, "the node is not running".to_owned()))
+    }
+
+    fn pod(&self, namespace: &str, pod: &str) -> Result<PodLogs, Refusal> {
         let key = (namespace.to_owned(), pod.to_owned());
         let found = self.0.pods.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let Some(PodLogs { uid, states }) = found else {
-            return refuse(StatusCode::NOT_FOUND, format!("pod \"{pod}\" does not exist on this node"));
-        };
+        found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" does not exist on this node")))
+    }
+
+    fn log(
+        &self,
+        request: &Request<Bytes>,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<Response<Body>, Refusal> {
+        let (runtime, clock) = self.runtime()?;
+        let bad = |message| (StatusCode::BAD_REQUEST, message);
+        let options = LogOptions::parse(request.uri().query().unwrap_or_default(), clock.now()).map_err(bad)?;
+        let PodLogs { uid, states } = self.pod(namespace, pod)?;
         let state = states.borrow().get(container).cloned();
-        let Some(state) = state else {
-            return refuse(
-                StatusCode::NOT_FOUND,
-                format!("container \"{container}\" in pod \"{pod}\" is not available"),
-            );
-        };
-        let attempt = match which(pod, container, &state, options.previous) {
-            Ok(attempt) => attempt,
-            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
-        };
+        let state = state.ok_or_else(|| {
+            (StatusCode::NOT_FOUND, format!("container \"{container}\" in pod \"{pod}\" is not available"))
+        })?;
+        let attempt = which(pod, container, &state, options.previous).map_err(bad)?;
         let id = ContainerId { pod_uid: uid, container: container.to_owned(), attempt };
         let dir = runtime.log_dir(&id);
         let watch = if options.follow { LogWatch::new(&dir).ok() } else { None };
-        match LogReader::open(&dir, options.clone()) {
-            Ok(reader) => follow(Follower { reader, watch, states, id, options }),
-            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to read the log: {error}")),
-        }
+        let reader = LogReader::open(&dir, options)
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to read the log: {error}")))?;
+        Ok(follow(Follower { reader, watch, states, id }))
     }
+
+    fn remote_command(
+        &self,
+        mut request: Request<Bytes>,
+        attach: bool,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<Response<()>, Refusal> {
+        let (runtime, _) = self.runtime()?;
+        let PodLogs { uid, states } = self.pod(namespace, pod)?;
+        let state = states.borrow().get(container).cloned();
+        let attempt = match state {
+            Some(LogState::Running { attempt }) => attempt,
+            Some(state) => return Err((StatusCode::BAD_REQUEST, not_running(pod, container, &state))),
+            None => return Err((StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))),
+        };
+        let id = ContainerId { pod_uid: uid, container: container.to_owned(), attempt };
+        streams::remote_command(&mut request, attach, Target { runtime, id, states })
+    }
+}
+
+fn not_running(pod: &str, container: &str, state: &LogState) -> String {
+    let why = match state {
+        LogState::Waiting { reason, .. } => format!("is waiting to start: {reason}"),
+        LogState::Running { .. } => "is running".to_owned(),
+        LogState::Ended { .. } => "has ended".to_owned(),
+    };
+    format!("container \"{container}\" in pod \"{pod}\" {why}")
 }
 
 /// The start whose log is asked for, or why there is none, in the kubelet's words.
@@ -156,12 +196,12 @@ fn which(pod: &str, container: &str, state: &LogState, previous: bool) -> Result
     })
 }
 
-struct Follower {
-    reader: LogReader,
-    watch: Option<LogWatch>,
-    states: watch::Receiver<LogStates>,
-    id: ContainerId,
-    options: LogOptions,
+/// A log as a stream; with a watch it follows.
+pub(super) struct Follower {
+    pub(super) reader: LogReader,
+    pub(super) watch: Option<LogWatch>,
+    pub(super) states: watch::Receiver<LogStates>,
+    pub(super) id: ContainerId,
 }
 
 impl Follower {
@@ -176,7 +216,7 @@ impl Follower {
             if let Some(bytes) = self.reader.next()? {
                 return Ok(Some(bytes));
             }
-            let Some(watch) = self.watch.as_ref().filter(|_| self.options.follow && !ended) else { return Ok(None) };
+            let Some(watch) = self.watch.as_ref().filter(|_| !ended) else { return Ok(None) };
             if self.reader.exhausted() {
                 return Ok(None);
             }
@@ -190,21 +230,29 @@ impl Follower {
             }
         }
     }
+
+    pub(super) fn into_stream(self) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+        stream::unfold(Some(self), |follower| async move {
+            let mut follower = follower?;
+            match follower.next().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(follower))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+    }
 }
 
 fn follow(follower: Follower) -> Response<Body> {
-    let stream = stream::unfold(Some(follower), |follower| async move {
-        let mut follower = follower?;
-        match follower.next().await {
-            Ok(Some(bytes)) => Some((Ok(http_body::Frame::data(bytes)), Some(follower))),
-            Ok(None) => None,
-            Err(error) => Some((Err(BoxError::from(error)), None)),
-        }
-    });
+    let stream = follower.into_stream().map(|bytes| bytes.map(http_body::Frame::data).map_err(BoxError::from));
     let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(stream)));
     let plain = header::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
+}
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 
 /// An error as clients of the API read it.
@@ -212,7 +260,6 @@ fn refuse(code: StatusCode, message: impl Into<String>) -> Response<Body> {
     let reason = match code {
         StatusCode::BAD_REQUEST => "BadRequest",
         StatusCode::NOT_FOUND => "NotFound",
-        StatusCode::METHOD_NOT_ALLOWED => "MethodNotAllowed",
         StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailable",
         _ => "InternalError",
     };
@@ -225,8 +272,7 @@ fn refuse(code: StatusCode, message: impl Into<String>) -> Response<Body> {
         "reason": reason,
         "code": code.as_u16(),
     });
-    let body = Full::new(Bytes::from(status.to_string())).map_err(|never: Infallible| match never {});
-    let mut response = Response::new(body.boxed_unsync());
+    let mut response = Response::new(full(status.to_string()));
     *response.status_mut() = code;
     let json = header::HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);

@@ -20,6 +20,13 @@ const LOG_FILE: &str = "0.log";
 /// What is sent at once.
 const CHUNK: usize = 64 * 1024;
 
+/// Where a container has written a line to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Stdout,
+    Stderr,
+}
+
 /// The options of a request for logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogOptions {
@@ -29,15 +36,15 @@ pub(crate) struct LogOptions {
     pub(crate) tail_lines: Option<u64>,
     pub(crate) since: Option<Timestamp>,
     pub(crate) limit_bytes: Option<u64>,
+    /// Without the lines of the other stream.
+    pub(crate) only: Option<Written>,
 }
 
 impl LogOptions {
     /// Of a query string; an error names the option that cannot be read.
     pub(crate) fn parse(query: &str, now: Timestamp) -> Result<LogOptions, String> {
         let mut options = LogOptions::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
-            let value = percent_decode(value);
+        for (name, value) in query_pairs(query) {
             let number = || value.parse::<u64>().map_err(|_| format!("invalid {name}: {value:?}"));
             let flag = || match value.as_str() {
                 "true" | "1" => Ok(true),
@@ -63,6 +70,14 @@ impl LogOptions {
         }
         Ok(options)
     }
+}
+
+/// The parameters of a query string, their values decoded; one without a value is `true`.
+pub(crate) fn query_pairs(query: &str) -> impl Iterator<Item = (&str, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, "true"));
+        (name, percent_decode(value))
+    })
 }
 
 fn percent_decode(text: &str) -> String {
@@ -221,7 +236,10 @@ impl LogReader {
             self.skip -= 1;
             return;
         }
-        let Some((time, full, text)) = split(line) else { return };
+        let Some((time, stream, full, text)) = split(line) else { return };
+        if self.options.only.is_some_and(|only| only != stream) {
+            return;
+        }
         if let Some(since) = self.options.since
             && time.parse::<Timestamp>().is_ok_and(|time| time < since)
         {
@@ -243,14 +261,14 @@ impl LogReader {
     }
 }
 
-/// Time, whether the line ends here, and text of one entry.
-fn split(line: &[u8]) -> Option<(&str, bool, &[u8])> {
+/// Time, stream, whether the line ends here, and text of one entry.
+fn split(line: &[u8]) -> Option<(&str, Written, bool, &[u8])> {
     let mut parts = line.splitn(4, |b| *b == b' ');
     let time = std::str::from_utf8(parts.next()?).ok()?;
-    let _stream = parts.next()?;
+    let stream = if parts.next()? == b"stderr" { Written::Stderr } else { Written::Stdout };
     let full = parts.next()? == b"F";
     let text = parts.next()?;
-    Some((time, full, text.strip_suffix(b"\n").unwrap_or(text)))
+    Some((time, stream, full, text.strip_suffix(b"\n").unwrap_or(text)))
 }
 
 fn count_lines(path: &Path) -> io::Result<u64> {

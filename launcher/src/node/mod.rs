@@ -2,7 +2,8 @@
 //!
 //! `agent` keeps the Node object and gives each pod a `worker`; a worker lets `lifecycle` (pure) decide and has a
 //! `PodRuntime` carry it out; `process` is the runtime of real processes, each under a `supervisor`. `status`, `env`,
-//! `volumes` and `images` say what a pod's specification means here; `http` and `logs` serve what it wrote.
+//! `volumes` and `images` say what a pod's specification means here; `http` and `logs` serve what it wrote. `streams` takes a client to
+//! a container, where `exec` runs what it asks for.
 //!
 //! `probe` (pure) knows when a container is to be asked how it is, and `action` asks it.
 //!
@@ -14,6 +15,7 @@ mod agent;
 pub mod claims;
 mod config;
 mod env;
+mod exec;
 mod http;
 mod images;
 mod launch;
@@ -26,6 +28,7 @@ mod process;
 mod runtime;
 mod sources;
 mod status;
+mod streams;
 pub mod supervisor;
 mod volumes;
 mod worker;
@@ -36,6 +39,6 @@ pub use http::{NodeHandle, NodeService};
 pub use images::{Host, Image, ImageError, ImageTable, TableError};
 pub use process::{ProcessConfig, ProcessRuntime};
 pub use runtime::{
-    ContainerId, ContainerStart, Executed, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
-    StartError, Started, Volume, VolumeFile,
+    Command, ContainerId, ContainerStart, Executing, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, Resize,
+    RuntimeError, Signal, StartError, Started, Volume, VolumeFile,
 };

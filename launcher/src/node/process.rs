@@ -10,13 +10,14 @@
 #![allow(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "this is the door to processes; its waits are on a thread for blocking")]
 
+use super::exec;
 use super::runtime::{
-    ContainerId, ContainerStart, Executed, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod, RuntimeError, Signal,
-    StartError, Started, Volume, VolumeFile,
+    Command, ContainerId, ContainerStart, Executing, Exit, PodRecord, PodRuntime, Recovered, RecoveredPod,
+    RuntimeError, Signal, StartError, Started, Volume, VolumeFile,
 };
 use super::supervisor::{
-    self, DRAIN_MS, ExitRecord, RECORD_VERSION, RunRecord, Spawner, Spec, StartReport, boot_id, open_record,
-    start_time_of, write_atomically,
+    self, ExitRecord, RECORD_VERSION, RunRecord, Spawner, Spec, StartReport, boot_id, open_record, start_time_of,
+    write_atomically,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -30,11 +31,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::Semaphore;
 
 const POD_FILE: &str = "pod.json";
@@ -257,8 +257,6 @@ impl ProcessRuntime {
     }
 }
 
-/// As much as the kubelet keeps of what a probe's command writes.
-const MAX_OUTPUT: usize = 10 * 1024;
 /// What Kubernetes gives containers of which it lost track.
 const LOST_EXIT_CODE: i32 = 137;
 
@@ -324,9 +322,9 @@ impl PodRuntime for ProcessRuntime {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, 0, 0) };
     }
 
-    fn exec(&self, id: &ContainerId, argv: Vec<String>) -> BoxFuture<'static, Result<Executed, String>> {
+    fn exec(&self, id: &ContainerId, command: Command) -> BoxFuture<'static, Result<Executing, String>> {
         let (dir, program) = (self.container_dir(id), self.config.muster_exe.clone());
-        async move { execute(&program, &dir, &argv).await.map_err(|error| error.to_string()) }.boxed()
+        async move { exec::execute(&program, &dir, command).await.map_err(|error| error.to_string()) }.boxed()
     }
 
     fn recover(&self) -> BoxFuture<'_, Result<Vec<RecoveredPod>, RuntimeError>> {
@@ -366,60 +364,6 @@ impl PodRuntime for ProcessRuntime {
 
     fn log_dir(&self, id: &ContainerId) -> PathBuf {
         self.container_dir(id)
-    }
-}
-
-/// A further command in a container; dropped before its end, it and all that it has started are ended.
-struct Entered(tokio::process::Child);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let pid = self.0.id().and_then(|pid| i32::try_from(pid).ok());
-        if let Some(pid) = pid {
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
-        }
-    }
-}
-
-async fn execute(program: &Path, dir: &Path, argv: &[String]) -> io::Result<Executed> {
-    let mut command = tokio::process::Command::new(program);
-    command.arg("enter").arg(dir).env_clear().current_dir("/");
-    let mut child = Entered(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?);
-    let (stdin, stdout) = (child.0.stdin.take(), child.0.stdout.take());
-    if let Some(mut stdin) = stdin {
-        stdin.write_all(&serde_json::to_vec(argv)?).await?;
-    }
-    let mut output = Vec::new();
-    let status = {
-        let read = read_output(stdout, &mut output);
-        tokio::pin!(read);
-        tokio::select! {
-            status = child.0.wait() => {
-                // What it has started may go on, and hold its output open.
-                let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS.into()), read).await;
-                status?
-            }
-            outcome = &mut read => {
-                outcome?;
-                child.0.wait().await?
-            }
-        }
-    };
-    let output = String::from_utf8_lossy(&output).into_owned();
-    Ok(Executed { exit_code: status.code().unwrap_or(LOST_EXIT_CODE), output })
-}
-
-/// Keeps the beginning of what a command writes.
-async fn read_output(stdout: Option<tokio::process::ChildStdout>, output: &mut Vec<u8>) -> io::Result<()> {
-    let Some(mut stdout) = stdout else { return Ok(()) };
-    let mut chunk = [0; 4096];
-    loop {
-        let count = stdout.read(&mut chunk).await?;
-        if count == 0 {
-            return Ok(());
-        }
-        // What is too much is read all the same: the command must not wait for a reader.
-        output.extend_from_slice(&chunk[..count.min(MAX_OUTPUT.saturating_sub(output.len()))]);
     }
 }
 

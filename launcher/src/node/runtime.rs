@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// One start of one container of one pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,12 +116,28 @@ pub enum Signal {
     Kill,
 }
 
-/// How a further command in a container ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Executed {
-    pub exit_code: i32,
-    /// The beginning of what it wrote.
-    pub output: String,
+/// A further command in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    pub argv: Vec<String>,
+    /// Whether something will be written to it.
+    pub stdin: bool,
+    /// Whether it gets a terminal, which then is all three of its streams.
+    pub tty: bool,
+}
+
+/// Gives the command's terminal a size: columns, rows.
+pub type Resize = Box<dyn Fn(u16, u16) + Send + Sync>;
+
+/// A further command that runs in a container.
+pub struct Executing {
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// None with a terminal.
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub resize: Option<Resize>,
+    /// Its exit code once it has ended. Dropped, it ends the command and what that has started.
+    pub exit: BoxFuture<'static, Result<i32, String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,8 +176,8 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     fn signal(&self, id: &ContainerId, signal: Signal);
 
-    /// Runs a further command in a container to its end, or says why it cannot. Dropped, it ends the command.
-    fn exec(&self, id: &ContainerId, argv: Vec<String>) -> BoxFuture<'static, Result<Executed, String>>;
+    /// Starts a further command in a container, or says why it cannot.
+    fn exec(&self, id: &ContainerId, command: Command) -> BoxFuture<'static, Result<Executing, String>>;
 
     /// What earlier nodes left here.
     fn recover(&self) -> BoxFuture<'_, Result<Vec<RecoveredPod>, RuntimeError>>;

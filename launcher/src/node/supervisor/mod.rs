@@ -33,6 +33,7 @@ mod record;
 mod spawner;
 
 pub use enter::enter;
+pub(crate) use enter::{EnterReport, EnterSpec};
 pub(crate) use process::DRAIN_MS;
 pub use record::Mount;
 pub(crate) use record::{

@@ -1,0 +1,293 @@
+//! `exec` and `attach`: a command's streams as numbered channels, and how it ended as a Status.
+
+use super::websocket::Socket;
+use crate::node::runtime::{Executing, Resize};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_util::sync::CancellationToken;
+
+/// The channels of `v4.channel.k8s.io` and `v5.channel.k8s.io`.
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const STATUS: u8 = 3;
+const RESIZE: u8 = 4;
+/// In `v5.channel.k8s.io` the client closes the channel that follows.
+const CLOSE: u8 = 255;
+
+/// What is read of a command's output at once.
+const CHUNK: usize = 32 * 1024;
+/// Chunks that wait for the client; with more the command waits.
+const QUEUE: usize = 4;
+/// How long output is awaited after the command has ended: what it has left running may hold it open.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How often the client is told that this side is alive. A client that was killed is noticed by it, also where its
+/// input waits for the command.
+const PING: Duration = Duration::from_secs(5);
+/// How long the client has to take what is on its way to it.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What the client wants to have of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) stdout: bool,
+    pub(super) stderr: bool,
+}
+
+/// Serves one client until the command has ended, or the client has left, or `over` (the container's end).
+pub(super) async fn serve(
+    socket: Socket,
+    version: u8,
+    wanted: Wanted,
+    start: impl Future<Output = Result<Executing, String>>,
+    over: impl Future<Output = ()>,
+) {
+    let (mut sink, mut source) = socket.split();
+    let (send, queue) = mpsc::channel(QUEUE);
+    let session = async {
+        let (input, output) = match start.await {
+            Ok(Executing { stdin, stdout, stderr, resize, exit }) => {
+                (Some(Input { stdin, resize }), Ok((stdout, stderr, exit)))
+            }
+            Err(message) => (None, Err(message)),
+        };
+        let produce = async {
+            let ended = match output {
+                Ok((stdout, stderr, exit)) => produce(stdout, stderr, exit, over, wanted, &send).await,
+                Err(message) => Err(message),
+            };
+            let _ = send.send((STATUS, status(ended).to_string().into())).await;
+            drop(send);
+        };
+        let talk = async {
+            let mut sending = std::pin::pin!(transmit(&mut sink, queue));
+            tokio::select! {
+                // The client cannot be reached any more.
+                sent = &mut sending => sent,
+                () = produce => sending.await,
+            }
+        };
+        tokio::select! {
+            sent = talk => sent,
+            // Dropping the rest ends the command.
+            () = receive(&mut source, version, input.unwrap_or_default()) => Err(()),
+        }
+    };
+    if session.await.is_ok() {
+        // All is sent. To leave while the client still sends would make the kernel drop what it has not read yet.
+        let farewell = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+        let goodbye = async {
+            if sink.send(Message::Close(Some(farewell))).await.is_ok() {
+                while let Some(Ok(_)) = source.next().await {}
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+    }
+}
+
+/// Where the client's input goes.
+#[derive(Default)]
+struct Input {
+    stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    resize: Option<Resize>,
+}
+
+/// Takes what the client sends, until it leaves.
+async fn receive(source: &mut SplitStream<Socket>, version: u8, mut input: Input) {
+    while let Some(Ok(message)) = source.next().await {
+        let data = match message {
+            Message::Binary(data) => data,
+            Message::Text(text) => text.into(),
+            Message::Close(_) => return,
+            _ => continue,
+        };
+        match data.split_first() {
+            Some((&STDIN, bytes)) => {
+                if let Some(stdin) = &mut input.stdin
+                    && stdin.write_all(bytes).await.is_err()
+                {
+                    // Nobody reads it any more; what the client sends further is dropped.
+                    input.stdin = None;
+                }
+            }
+            Some((&RESIZE, bytes)) => {
+                if let (Some(resize), Some((columns, rows))) = (&input.resize, size(bytes)) {
+                    resize(columns, rows);
+                }
+            }
+            Some((&CLOSE, &[STDIN])) if version >= 5 => input.stdin = None,
+            _ => {}
+        }
+    }
+}
+
+fn size(text: &[u8]) -> Option<(u16, u16)> {
+    let size: Value = serde_json::from_slice(text).ok()?;
+    let side = |name: &str| size[name].as_u64().and_then(|side| u16::try_from(side).ok());
+    Some((side("Width")?, side("Height")?))
+}
+
+/// Sends what waits, and now and then a ping, until nothing more comes.
+async fn transmit(sink: &mut SplitSink<Socket, Message>, mut queue: mpsc::Receiver<(u8, Bytes)>) -> Result<(), ()> {
+    let mut pings = tokio::time::interval(PING);
+    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            biased;
+            next = queue.recv() => match next {
+                Some((channel, bytes)) => {
+                    let mut message = BytesMut::with_capacity(bytes.len() + 1);
+                    message.put_u8(channel);
+                    message.extend_from_slice(&bytes);
+                    Message::Binary(message.freeze())
+                }
+                None => return Ok(()),
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        sink.send(message).await.map_err(drop)?;
+    }
+}
+
+/// Hands on what the command writes; its exit code, or why there is none.
+async fn produce(
+    stdout: Box<dyn AsyncRead + Send + Unpin>,
+    stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    exit: impl Future<Output = Result<i32, String>>,
+    over: impl Future<Output = ()>,
+    wanted: Wanted,
+    send: &mpsc::Sender<(u8, Bytes)>,
+) -> Result<i32, String> {
+    let ended = CancellationToken::new();
+    let stderr = async {
+        match stderr {
+            Some(stderr) => pump(stderr, wanted.stderr.then_some(STDERR), send, &ended).await,
+            None => {}
+        }
+    };
+    let code = async {
+        let code = tokio::select! {
+            biased;
+            code = exit => code,
+            () = over => Ok(KILLED),
+        };
+        ended.cancel();
+        code
+    };
+    tokio::join!(pump(stdout, wanted.stdout.then_some(STDOUT), send, &ended), stderr, code).2
+}
+
+/// As shells have it: ended by SIGKILL.
+const KILLED: i32 = 137;
+
+/// Sends what comes, or drops it where the client does not want it.
+async fn pump(
+    mut from: Box<dyn AsyncRead + Send + Unpin>,
+    channel: Option<u8>,
+    send: &mpsc::Sender<(u8, Bytes)>,
+    ended: &CancellationToken,
+) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(CHUNK);
+        let silent = async {
+            ended.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let read = tokio::select! {
+            biased;
+            read = from.read_buf(&mut buffer) => read,
+            () = silent => return,
+        };
+        // A terminal whose last user has gone gives an error, not an end.
+        if !read.is_ok_and(|count| count > 0) {
+            return;
+        }
+        let chunk = buffer.split().freeze();
+        if let Some(channel) = channel
+            && send.send((channel, chunk)).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// How the command ended, as the kubelet says it.
+fn status(ended: Result<i32, String>) -> Value {
+    match ended {
+        Ok(0) => json!({"metadata": {}, "status": "Success"}),
+        Ok(code) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("command terminated with non-zero exit code: exit code {code}"),
+            "reason": "NonZeroExitCode",
+            "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+        }),
+        Err(message) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("Internal error occurred: {message}"),
+            "reason": "InternalError",
+            "details": {"causes": [{"message": message}]},
+            "code": 500,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_read_and_anything_else_is_none() {
+        assert_eq!(size(b"{\"Width\":80,\"Height\":24}\n"), Some((80, 24)));
+        for bad in [
+            &b""[..],
+            b"{",
+            b"[]",
+            b"80x24",
+            b"{\"Width\":-1,\"Height\":24}",
+            b"{\"Width\":65536,\"Height\":1}",
+            b"\xff\xfe",
+        ] {
+            assert_eq!(size(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_told_as_clients_read_it() {
+        assert_eq!(status(Ok(0))["status"], "Success");
+        let failed = status(Ok(3));
+        assert_eq!(failed["reason"], "NonZeroExitCode");
+        assert_eq!(failed["details"]["causes"][0], json!({"reason": "ExitCode", "message": "3"}));
+        assert_eq!(status(Err("no".to_owned()))["message"], "Internal error occurred: no");
+    }
+
+    #[tokio::test]
+    async fn output_that_nobody_closes_ends_with_its_command() {
+        let (mut left_open, output) = tokio::io::duplex(64);
+        left_open.write_all(b"said").await.expect("written");
+        let (send, mut queue) = mpsc::channel(QUEUE);
+        let wanted = Wanted { stdout: true, stderr: true };
+        let exit = std::future::ready(Ok(7));
+        let ended = produce(Box::new(output), None, exit, std::future::pending(), wanted, &send).await;
+        assert_eq!(ended, Ok(7));
+        assert_eq!(queue.recv().await, Some((STDOUT, Bytes::from_static(b"said"))));
+    }
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_container() {
+        let (send, _queue) = mpsc::channel(QUEUE);
+        let wanted = Wanted { stdout: true, stderr: true };
+        let (exit, over) = (std::future::pending(), std::future::ready(()));
+        assert_eq!(produce(Box::new(tokio::io::empty()), None, exit, over, wanted, &send).await, Ok(KILLED));
+    }
+}
