@@ -6,6 +6,7 @@ use nix::pty::{Winsize, openpty};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 /// A pod that runs these containers, each a shell script, until it is deleted.
@@ -194,4 +195,85 @@ fn attach_shows_what_is_written_from_then_on_and_ends_with_the_container() {
 
     pod(&server, "deaf", &[("main", "sleep 600")]);
     server.kubectl(&["attach", "-i", "deaf"]).failed_with(&["keeps no standard input", "kubectl exec -i"]);
+}
+
+/// `kubectl port-forward` to a pod's port, and the port of this machine that it listens on.
+fn forward(server: &Server, pod: &str, port: u16, websockets: bool) -> (Child, u16) {
+    let mut command = kubectl(server, &["port-forward", &format!("pod/{pod}"), &format!(":{port}")]);
+    command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets.to_string());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let port =
+        line.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|port| port.parse().ok());
+    let Some(port) = port else { panic!("{line:?} {:?}", ended(child.wait_with_output().unwrap())) };
+    // It goes on saying what it does.
+    std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
+    (child, port)
+}
+
+/// A request, with the connection's other direction closed after it, and all of the answer.
+fn answer(port: u16, request: &[u8]) -> Vec<u8> {
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let mut sending = connection.try_clone().unwrap();
+    let mut answer = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            sending.write_all(request).unwrap();
+            sending.shutdown(Shutdown::Write).unwrap();
+        });
+        connection.read_to_end(&mut answer).unwrap();
+    });
+    answer
+}
+
+/// A program that answers each connection with what it has received, once all of it is there.
+const ECHO: &str = "import socketserver, sys
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        received = b''.join(iter(lambda: self.request.recv(65536), b''))
+        self.request.sendall(received)
+server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Echo)
+print(server.server_address[1], flush=True)
+server.serve_forever()";
+
+#[test]
+fn ports_are_forwarded_many_connections_at_once() {
+    let server = Server::start(&[]);
+    server
+        .kubectl(&["run", "echo", "--image=host", "--restart=Never", "--command", "--", "python3", "-c", ECHO])
+        .succeeded();
+    let port: u16 = eventually("the port", || server.kubectl(&["logs", "echo"]).stdout.trim().parse().ok());
+    let bytes = noise(4 << 20);
+    for websockets in [true, false] {
+        let (mut child, local) = forward(&server, "echo", port, websockets);
+        assert_ne!(local, port);
+        std::thread::scope(|scope| {
+            for size in [0, 1, 100_000, 4 << 20, 4 << 20, 1_000_000] {
+                let bytes = &bytes[..size];
+                scope.spawn(move || assert!(answer(local, bytes) == bytes, "{size} bytes came back as others"));
+            }
+        });
+        // One after the other, more than there may be at once.
+        for _ in 0..600 {
+            assert_eq!(answer(local, b"again"), b"again");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    // Nobody listens there: the client is told so.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (child, local) = forward(&server, "echo", free, true);
+    assert_eq!(answer(local, b""), b"");
+    let told = ended(child.wait_with_output().unwrap());
+    assert!(told.stderr.contains(&format!("error forwarding port {free} to pod echo")), "{}", told.stderr);
+    // With the pod its forwards end.
+    let (child, local) = forward(&server, "echo", port, true);
+    let mut open = TcpStream::connect(("127.0.0.1", local)).unwrap();
+    open.write_all(b"x").unwrap();
+    server.kubectl(&["delete", "pod", "echo", "--wait"]).succeeded();
+    let told = ended(child.wait_with_output().unwrap()).failed_with(&["lost connection to pod"]);
+    assert!(told.code != 0);
+    assert_eq!(open.read(&mut [0; 8]).unwrap_or(0), 0);
 }

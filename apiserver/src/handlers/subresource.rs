@@ -32,8 +32,7 @@ impl Api {
             ("eviction", "create") => self.evict(req, served).await,
             ("token", "create") => self.request_token(req, served).await,
             ("log", "get") => self.pod_log(req, served).await,
-            ("portforward", "create" | "get") => Err(no_port_forward()),
-            (what @ ("exec" | "attach"), "create" | "get") => self.pod_stream(req, served, what).await,
+            (what @ ("exec" | "attach" | "portforward"), "create" | "get") => self.pod_stream(req, served, what).await,
             _ => Err(ApiError::method_not_allowed()),
         }
     }
@@ -47,9 +46,4 @@ impl Api {
         let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
         Ok(response::json(201, &status))
     }
-}
-
-fn no_port_forward() -> ApiError {
-    let instead = "pods have the network of this machine, so connect to 127.0.0.1 and the pod's port itself";
-    ApiError::new(405, "MethodNotAllowed", format!("this server has no pods/portforward; {instead}"))
 }

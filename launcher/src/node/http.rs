@@ -61,7 +61,7 @@ impl NodeHandle {
         Self::default()
     }
 
-    /// Serves `/containerLogs/NAMESPACE/POD/CONTAINER`, and so `/exec`, `/attach`.
+    /// Serves `/containerLogs/NAMESPACE/POD/CONTAINER`, and so `/exec`, `/attach`; `/portForward/NAMESPACE/POD`.
     pub fn http(&self) -> NodeService {
         let handle = self.clone();
         BoxCloneSyncService::new(tower::service_fn(move |request: Request<Bytes>| {
@@ -96,6 +96,9 @@ impl NodeHandle {
             ["", what @ ("exec" | "attach"), namespace, pod, container] => self
                 .remote_command(request, what == "attach", namespace, pod, container)
                 .map(|it| it.map(|()| full(""))),
+            ["", "portForward", namespace, pod] => {
+                self.port_forward(request, namespace, pod).map(|it| it.map(|()| full("")))
+            }
             _ => Err((StatusCode::NOT_FOUND, "no such path".to_owned())),
         };
         answer.unwrap_or_else(|(code, message)| refuse(code, message))
@@ -154,6 +157,11 @@ impl NodeHandle {
         };
         let id = ContainerId { pod_uid: uid, container: container.to_owned(), attempt };
         streams::remote_command(&mut request, attach, Target { runtime, id, states })
+    }
+
+    fn port_forward(&self, mut request: Request<Bytes>, namespace: &str, pod: &str) -> Result<Response<()>, Refusal> {
+        let PodLogs { states, .. } = self.pod(namespace, pod)?;
+        streams::port_forward(&mut request, pod.to_owned(), states)
     }
 }
 

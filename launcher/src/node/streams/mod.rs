@@ -1,7 +1,9 @@
 //! What takes a stream to a container: `exec`, `attach` and `port-forward`, as the kubelet serves them. The API server
 //! hands the request over with its connection, which becomes a WebSocket (or SPDY) here.
 
+mod port_forward;
 mod remote_command;
+mod spdy;
 mod websocket;
 
 use super::http::{LogState, LogStates};
@@ -9,8 +11,9 @@ use super::logs::{LogOptions, LogReader, LogWatch, Written, query_pairs};
 use super::runtime::{Command, ContainerId, Executing, PodRuntime};
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use remote_command::Wanted;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -90,6 +93,80 @@ pub(super) fn remote_command(
         remote_command::serve(socket, version, wanted, start, over).await;
     });
     Ok(response)
+}
+
+/// SPDY in the messages of a WebSocket (kubectl), and channels (other clients).
+const PORT_FORWARDS: [&str; 2] = ["SPDY/3.1+portforward.k8s.io", "v4.channel.k8s.io"];
+/// The two channels of a port have a number of one byte.
+const MAX_PORTS: usize = 128;
+
+/// `/portForward/...`, with `?ports=...` for channels.
+pub(super) fn port_forward(
+    request: &mut Request<Bytes>,
+    pod: String,
+    states: watch::Receiver<LogStates>,
+) -> Result<Response<()>, Refusal> {
+    let bad = |message: String| (StatusCode::BAD_REQUEST, message);
+    let running = |states: &LogStates| states.values().any(|state| matches!(state, LogState::Running { .. }));
+    if !running(&states.borrow()) {
+        return Err(bad(format!("pod {pod} is not running")));
+    }
+    let mut states = states;
+    let over = async move {
+        // An error means that the pod is gone.
+        let _ = states.wait_for(|states| !running(states)).await;
+    };
+    let broken = |error| tracing::debug!(%error, "a connection was not upgraded");
+    if websocket::asks_for(request.headers(), SPDY) {
+        let (response, Connection(upgrade)) = agree_to_spdy(request)?;
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(upgraded) => port_forward::bare(TokioIo::new(upgraded), pod, over).await,
+                Err(error) => broken(error),
+            }
+        });
+        return Ok(response);
+    }
+    let ports = query_pairs(request.uri().query().unwrap_or_default()).filter(|(name, _)| *name == "ports");
+    let ports: Vec<String> = ports.map(|(_, ports)| ports).collect();
+    let ports = ports.iter().flat_map(|ports| ports.split(',')).map(|port| {
+        let number = port.parse().ok().filter(|port: &u16| *port > 0);
+        number.ok_or_else(|| bad(format!("{port:?} is not a port")))
+    });
+    let ports: Vec<u16> = ports.collect::<Result<_, _>>()?;
+    let (protocol, response, Connection(upgrade)) = agree(request, &PORT_FORWARDS)?;
+    let tunnel = protocol == PORT_FORWARDS[0];
+    if !tunnel && (ports.is_empty() || ports.len() > MAX_PORTS) {
+        return Err(bad(format!("name the ports to forward, at most {MAX_PORTS}: ?ports=80,443")));
+    }
+    tokio::spawn(async move {
+        match websocket::open(upgrade).await {
+            Ok(socket) if tunnel => port_forward::tunnel(socket, pod, over).await,
+            Ok(socket) => port_forward::channels(socket, pod, ports, over).await,
+            Err(error) => broken(error),
+        }
+    });
+    Ok(response)
+}
+
+const SPDY: &str = "SPDY/3.1";
+
+fn agree_to_spdy(request: &mut Request<Bytes>) -> Result<(Response<()>, Connection), Refusal> {
+    const VERSION: &str = "x-stream-protocol-version";
+    const KNOWN: &str = "portforward.k8s.io";
+    let bad = |message: String| (StatusCode::BAD_REQUEST, message);
+    if !request.headers().get_all(VERSION).into_iter().any(|version| version == KNOWN) {
+        return Err(bad(format!("X-Stream-Protocol-Version must be {KNOWN}")));
+    }
+    let connection = Connection::of(request)?;
+    let response = Response::builder()
+        .status(StatusCode::SWITCHING_PROTOCOLS)
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, SPDY)
+        .header(VERSION, KNOWN)
+        .body(())
+        .map_err(|error| bad(error.to_string()))?;
+    Ok((response, connection))
 }
 
 fn agree(

@@ -1,17 +1,15 @@
 //! `exec` and `attach`: a command's streams as numbered channels, and how it ended as a Status.
 
-use super::websocket::Socket;
+use super::websocket::{Socket, farewell, transmit};
 use crate::node::runtime::{Executing, Resize};
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
+use futures::stream::SplitStream;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 
 /// The channels of `v4.channel.k8s.io` and `v5.channel.k8s.io`.
@@ -29,12 +27,6 @@ const CHUNK: usize = 32 * 1024;
 const QUEUE: usize = 4;
 /// How long output is awaited after the command has ended: what it has left running may hold it open.
 const DRAIN: Duration = Duration::from_millis(500);
-/// How often the client is told that this side is alive. A client that was killed is noticed by it, also where its
-/// input waits for the command.
-const PING: Duration = Duration::from_secs(5);
-/// How long the client has to take what is on its way to it.
-const FAREWELL: Duration = Duration::from_secs(10);
-
 /// What the client wants to have of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -64,7 +56,8 @@ pub(super) async fn serve(
                 Ok((stdout, stderr, exit)) => produce(stdout, stderr, exit, over, wanted, &send).await,
                 Err(message) => Err(message),
             };
-            let _ = send.send((STATUS, status(ended).to_string().into())).await;
+            let status = status(ended).to_string();
+            let _ = send.send([&[STATUS], status.as_bytes()].concat().into()).await;
             drop(send);
         };
         let talk = async {
@@ -76,20 +69,13 @@ pub(super) async fn serve(
             }
         };
         tokio::select! {
-            sent = talk => sent,
+            sent = talk => sent.is_ok(),
             // Dropping the rest ends the command.
-            () = receive(&mut source, version, input.unwrap_or_default()) => Err(()),
+            () = receive(&mut source, version, input.unwrap_or_default()) => false,
         }
     };
-    if session.await.is_ok() {
-        // All is sent. To leave while the client still sends would make the kernel drop what it has not read yet.
-        let farewell = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
-        let goodbye = async {
-            if sink.send(Message::Close(Some(farewell))).await.is_ok() {
-                while let Some(Ok(_)) = source.next().await {}
-            }
-        };
-        let _ = tokio::time::timeout(FAREWELL, goodbye).await;
+    if session.await {
+        farewell(&mut sink, &mut source).await;
     }
 }
 
@@ -135,28 +121,6 @@ fn size(text: &[u8]) -> Option<(u16, u16)> {
     Some((side("Width")?, side("Height")?))
 }
 
-/// Sends what waits, and now and then a ping, until nothing more comes.
-async fn transmit(sink: &mut SplitSink<Socket, Message>, mut queue: mpsc::Receiver<(u8, Bytes)>) -> Result<(), ()> {
-    let mut pings = tokio::time::interval(PING);
-    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        let message = tokio::select! {
-            biased;
-            next = queue.recv() => match next {
-                Some((channel, bytes)) => {
-                    let mut message = BytesMut::with_capacity(bytes.len() + 1);
-                    message.put_u8(channel);
-                    message.extend_from_slice(&bytes);
-                    Message::Binary(message.freeze())
-                }
-                None => return Ok(()),
-            },
-            _ = pings.tick() => Message::Ping(Bytes::new()),
-        };
-        sink.send(message).await.map_err(drop)?;
-    }
-}
-
 /// Hands on what the command writes; its exit code, or why there is none.
 async fn produce(
     stdout: Box<dyn AsyncRead + Send + Unpin>,
@@ -164,7 +128,7 @@ async fn produce(
     exit: impl Future<Output = Result<i32, String>>,
     over: impl Future<Output = ()>,
     wanted: Wanted,
-    send: &mpsc::Sender<(u8, Bytes)>,
+    send: &mpsc::Sender<Bytes>,
 ) -> Result<i32, String> {
     let ended = CancellationToken::new();
     let stderr = async {
@@ -192,12 +156,13 @@ const KILLED: i32 = 137;
 async fn pump(
     mut from: Box<dyn AsyncRead + Send + Unpin>,
     channel: Option<u8>,
-    send: &mpsc::Sender<(u8, Bytes)>,
+    send: &mpsc::Sender<Bytes>,
     ended: &CancellationToken,
 ) {
     let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(CHUNK);
+        buffer.reserve(CHUNK + 1);
+        buffer.put_u8(channel.unwrap_or_default());
         let silent = async {
             ended.cancelled().await;
             tokio::time::sleep(DRAIN).await;
@@ -211,10 +176,8 @@ async fn pump(
         if !read.is_ok_and(|count| count > 0) {
             return;
         }
-        let chunk = buffer.split().freeze();
-        if let Some(channel) = channel
-            && send.send((channel, chunk)).await.is_err()
-        {
+        let message = buffer.split().freeze();
+        if channel.is_some() && send.send(message).await.is_err() {
             return;
         }
     }
@@ -280,7 +243,7 @@ mod tests {
         let exit = std::future::ready(Ok(7));
         let ended = produce(Box::new(output), None, exit, std::future::pending(), wanted, &send).await;
         assert_eq!(ended, Ok(7));
-        assert_eq!(queue.recv().await, Some((STDOUT, Bytes::from_static(b"said"))));
+        assert_eq!(queue.recv().await, Some(Bytes::from_static(b"\x01said")));
     }
 
     #[tokio::test]

@@ -3,17 +3,28 @@
 use super::{Connection, Refusal};
 use base64::Engine;
 use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message};
 
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A message is held in memory until it is whole. Clients send what they read at once, mostly 32 KiB.
 const MAX_MESSAGE: usize = 16 << 20;
 const MAX_UNSENT: usize = 1 << 20;
+/// How often the client is told that this side is alive. A client that was killed is noticed by it, also where what it
+/// has sent still waits for somebody to take it.
+const PING: Duration = Duration::from_secs(5);
+/// How long the client has to take what is on its way to it.
+const FAREWELL: Duration = Duration::from_secs(10);
 /// What RFC 6455 has appended to a key before it is hashed.
 const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -73,6 +84,37 @@ pub(super) async fn open(upgrade: OnUpgrade) -> hyper::Result<Socket> {
         .max_frame_size(Some(MAX_MESSAGE))
         .max_write_buffer_size(MAX_UNSENT);
     Ok(WebSocketStream::from_raw_socket(upgraded, Role::Server, Some(config)).await)
+}
+
+/// Sends what waits, and now and then a ping, until nothing more comes; fails once the client cannot be reached.
+pub(super) async fn transmit(
+    sink: &mut SplitSink<Socket, Message>,
+    mut queue: mpsc::Receiver<Bytes>,
+) -> Result<(), tungstenite::Error> {
+    let mut pings = tokio::time::interval(PING);
+    pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let message = tokio::select! {
+            biased;
+            next = queue.recv() => match next {
+                Some(bytes) => Message::Binary(bytes),
+                None => return Ok(()),
+            },
+            _ = pings.tick() => Message::Ping(Bytes::new()),
+        };
+        sink.send(message).await?;
+    }
+}
+
+/// Closes when all is sent. To leave while the client still sends would make the kernel drop what it has not read yet.
+pub(super) async fn farewell(sink: &mut SplitSink<Socket, Message>, source: &mut SplitStream<Socket>) {
+    let close = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+    let goodbye = async {
+        if sink.send(Message::Close(Some(close))).await.is_ok() {
+            while let Some(Ok(_)) = source.next().await {}
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, goodbye).await;
 }
 
 #[cfg(test)]
