@@ -212,8 +212,9 @@ pub(super) fn seeds() -> Vec<(&'static str, Value)> {
     };
     let edit_only = json!([
         {"apiGroups": [""], "verbs": change, "resources": ["secrets", "serviceaccounts"]},
-        {"apiGroups": [""], "verbs": ["create"], "resources": ["pods/attach", "pods/eviction", "pods/exec",
-            "pods/portforward", "serviceaccounts/token"]},
+        {"apiGroups": [""], "verbs": ["create"], "resources": ["pods/eviction", "serviceaccounts/token"]},
+        // A WebSocket is asked for with GET.
+        {"apiGroups": [""], "verbs": ["create", "get"], "resources": ["pods/attach", "pods/exec", "pods/portforward"]},
         {"apiGroups": [""], "verbs": read, "resources": ["limitranges", "namespaces", "resourcequotas"]},
     ]);
     let admin_only = json!([
