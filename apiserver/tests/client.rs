@@ -259,6 +259,49 @@ async fn others_may_do_what_their_roles_say() {
 }
 
 #[tokio::test]
+async fn who_may_only_view_reads_no_secrets() {
+    let server = server().await;
+    let admin = client(&server);
+    let kind = |group: &str, kind: &str, plural: &str| ApiResource {
+        plural: plural.to_owned(),
+        ..ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind))
+    };
+    let bindings = kind("rbac.authorization.k8s.io", "RoleBinding", "rolebindings");
+    for role in ["view", "edit", "admin"] {
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+            "metadata": {"name": role},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": role}]});
+        let api: Api<DynamicObject> = Api::default_namespaced_with(admin.clone(), &bindings);
+        let binding = serde_json::from_value(binding).expect("is an object");
+        api.create(&PostParams::default(), &binding).await.expect("creates");
+    }
+    let user = |name: &str| Client::new(server.service(Identity::new(name, [] as [&str; 0])), "default");
+    let jobs = kind("kubeflow.org", "PyTorchJob", "pytorchjobs");
+    let (secrets, roles) = (kind("", "Secret", "secrets"), kind("rbac.authorization.k8s.io", "Role", "roles"));
+    let none = DeleteParams::default();
+    for (name, resource, reads, deletes) in [
+        ("view", &jobs, 200, 403),
+        ("view", &secrets, 403, 403),
+        ("view", &roles, 403, 403),
+        ("edit", &jobs, 200, 404),
+        ("edit", &secrets, 200, 404),
+        ("edit", &roles, 403, 403),
+        ("admin", &jobs, 200, 404),
+        ("admin", &roles, 200, 404),
+    ] {
+        let api: Api<DynamicObject> = Api::default_namespaced_with(user(name), resource);
+        let read = match api.list(&ListParams::default()).await {
+            Ok(_) => 200,
+            refused => code(refused),
+        };
+        assert_eq!((read, code(api.delete("x", &none).await)), (reads, deletes), "{name} of {}", resource.plural);
+        let elsewhere: Api<DynamicObject> = Api::namespaced_with(user(name), "kube-system", resource);
+        assert_eq!(code(elsewhere.list(&ListParams::default()).await), 403, "{name} of {}", resource.plural);
+    }
+}
+
+#[tokio::test]
 async fn what_was_answered_survives_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let open = || async {

@@ -27,11 +27,10 @@ impl Api {
             let class = json!({"metadata": {"name": name}, "value": value, "description": description});
             objects.push(("scheduling.k8s.io", "v1", "priorityclasses", None, class));
         }
-        let all = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}, {"verbs": ["*"], "nonResourceURLs": ["*"]}]);
         let rbac = "rbac.authorization.k8s.io";
-        objects.push((rbac, "v1", "clusterroles", None, json!({"metadata": {"name": "cluster-admin"}, "rules": all})));
-        let read = json!([{"verbs": ["get", "list", "watch"], "apiGroups": ["*"], "resources": ["*"]}]);
-        objects.push((rbac, "v1", "clusterroles", None, json!({"metadata": {"name": "view"}, "rules": read})));
+        for role in super::roles::defaults() {
+            objects.push((rbac, "v1", "clusterroles", None, role));
+        }
         let binding = json!({"metadata": {"name": "cluster-admin"},
             "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "cluster-admin"},
             "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:masters"}]});

@@ -10,6 +10,7 @@ mod patch;
 mod quota;
 mod read;
 mod reviews;
+mod roles;
 mod scale;
 mod streams;
 mod subresource;
