@@ -500,18 +500,6 @@ fn one_default_class(class: &mut Value, _: Option<&Value>, context: &Context<'_>
     }
 }
 
-/// The objects of these kinds that are there from the start.
-pub(super) fn seeds() -> Vec<(&'static str, Value)> {
-    let classes = SYSTEM_CLASSES.iter().map(|(name, value, description)| {
-        (
-            "priorityclasses",
-            json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
-            "metadata": {"name": name}, "value": value, "description": description}),
-        )
-    });
-    classes.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

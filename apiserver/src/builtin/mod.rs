@@ -30,7 +30,7 @@ mod workload_status;
 
 pub use columns::{Column, Doc};
 pub(crate) use rows::since;
-pub use table::{all, seeds};
+pub use table::all;
 
 use crate::error::ApiResult;
 use muster_api::field::FieldError;

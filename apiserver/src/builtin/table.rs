@@ -26,21 +26,6 @@ pub fn all() -> &'static [BuiltinKind] {
     &ALL
 }
 
-/// Objects that a new store is filled with, as (group, plural, object): namespaces, roles, priority classes.
-pub fn seeds() -> Vec<(String, &'static str, Value)> {
-    let namespaces = ["default", "kube-node-lease", "kube-public", "kube-system"].map(|name| {
-        let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        ("namespaces", object)
-    });
-    let all = namespaces.into_iter().chain(super::kinds::seeds()).chain(super::rbac::seeds());
-    all.map(|(plural, object)| {
-        let api_version = object.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
-        let group = api_version.split_once('/').map_or("", |(group, _)| group).to_owned();
-        (group, plural, object)
-    })
-    .collect()
-}
-
 /// What most kinds have in common: namespaced, all verbs, a name that is a DNS subdomain, no rules of their own.
 pub(super) const BASE: BuiltinKind = BuiltinKind {
     group: "",
