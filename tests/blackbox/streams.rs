@@ -71,8 +71,9 @@ fn exec_gives_what_the_command_writes_and_how_it_ends() {
     server.kubectl(&["exec", "two", "--", "/no/such"]).failed_with(&["\"/no/such\": no such file or directory"]);
     server.kubectl(&["exec", "two", "-c", "third", "--", "true"]).failed_with(&["third is not valid for pod two"]);
     server.kubectl(&["exec", "none", "--", "true"]).failed_with(&["pods \"none\" not found"]);
-    // Asked past kubectl's own checks: no stream, and a pod that has ended.
-    let path = "/api/v1/namespaces/default/pods/two/exec?container=first&command=true";
+    // Asked past kubectl's own checks: no stream (flags as Python writes them, which were all taken for off), and a pod
+    // that has ended.
+    let path = "/api/v1/namespaces/default/pods/two/exec?container=first&command=true&stdin=False&stdout=True";
     server.kubectl(&["get", "--raw", path]).failed_with(&["Upgrade request required"]);
     server.kubectl(&["run", "over", "--image=host", "--restart=Never", "--", "true"]).succeeded();
     server.kubectl(&["wait", "pod/over", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]).succeeded();

@@ -54,7 +54,8 @@ pub(super) fn remote_command(
     let mut command = Command::default();
     let mut wanted = Wanted { stdout: true, stderr: true };
     for (name, value) in query_pairs(request.uri().query().unwrap_or_default()) {
-        let flag = matches!(value.as_str(), "true" | "1");
+        // As the API server reads flags: Python writes `True`.
+        let flag = value != "0" && !value.eq_ignore_ascii_case("false");
         match name {
             "command" => command.argv.push(value),
             "stdin" => command.stdin = flag,
