@@ -54,12 +54,14 @@ fn after<'a>(log: &'a str, mark: &str) -> Vec<&'a str> {
     log.match_indices(mark).map(|(at, _)| word(at)).collect()
 }
 
+/// With all of its pods: the master decides, and another rank may end after it.
 fn succeeds(server: &Server, job: &str) {
     within(LIMIT, &format!("{job} to succeed"), || {
         let object = server.get(&[job]);
         assert!(!has_condition(&object, "Failed"), "{object:#}\n{}", logs(server, job));
         has_condition(&object, "Succeeded").then_some(())
     });
+    server.succeeds_whole(job.trim_start_matches("pytorchjob/"));
 }
 
 /// The logs of all ranks, with those of runs that were ended.

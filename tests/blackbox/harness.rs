@@ -146,6 +146,17 @@ impl Server {
             has_condition(&object, condition).then_some(object)
         })
     }
+
+    /// Waits until a PyTorchJob has succeeded and all of its pods have: its master decides alone, and another rank may
+    /// end after it.
+    pub(crate) fn succeeds_whole(&self, job: &str) -> Vec<Value> {
+        self.wait_for(&format!("pytorchjob/{job}"), "Succeeded", "default");
+        let label = format!("training.kubeflow.org/job-name={job}");
+        eventually(&format!("all pods of {job} to succeed"), || {
+            let pods = self.items(&["pods", "-l", &label]);
+            pods.iter().all(|pod| pod["status"]["phase"] == "Succeeded").then_some(pods)
+        })
+    }
 }
 
 impl Drop for Server {

@@ -151,20 +151,31 @@ fn a_claim_is_bound_to_a_folder_that_its_pods_share() {
     server.apply(&claim("data", json!({})));
     server.apply(&claim("fast", json!({"storageClassName": "fast"})));
     server.apply(&claim("raw", json!({"volumeMode": "Block"})));
-    let pod = |name: &str, script: &str| {
+    let pod_of = |claim: &str, name: &str, script: &str| {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
             "restartPolicy": "Never",
             "containers": [{"name": "main", "image": "host", "command": ["sh", "-c", script],
                 "volumeMounts": [{"name": "v", "mountPath": "/claimed"}]}],
-            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}})
+            "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]}})
         .to_string()
     };
+    let pod = |name: &str, script: &str| pod_of("data", name, script);
+    // It waits for its claim, and does not get an empty folder.
+    server.apply(&pod_of("later", "early", "echo found > /claimed/note"));
+    let waits = eventually("the pod to say what it waits for", || {
+        let events = server.items(&["events", "--field-selector", "involvedObject.name=early,reason=FailedMount"]);
+        events.first().map(|event| event["message"].as_str().unwrap_or_default().to_owned())
+    });
+    assert!(waits.contains("persistentvolumeclaim \"later\" not found"), "{waits}");
+    assert_eq!(server.get(&["pod", "early"])["status"]["phase"], "Pending");
+    server.apply(&claim("later", json!({})));
     let ended = |name: &str| {
         eventually("the pod to end", || {
             let pod = server.get(&["pod", name]);
             matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")).then_some(pod)
         })
     };
+    assert_eq!(ended("early")["status"]["phase"], "Succeeded");
     server.apply(&pod("writer", "echo kept > /claimed/note"));
     assert_eq!(ended("writer")["status"]["phase"], "Succeeded");
     server.apply(&pod("reader", "cat /claimed/note"));

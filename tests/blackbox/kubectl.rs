@@ -30,7 +30,7 @@ fn the_tour_of_kubectl() {
     let manifest = pytorch_job("tour", "Never", 1, script);
     assert!(server.apply(&manifest).stdout.contains("created"));
     assert!(server.apply(&manifest).stdout.contains("unchanged"));
-    server.wait_for("pytorchjob/tour", "Succeeded", "default");
+    server.succeeds_whole("tour");
     let lines: Vec<String> = BufReader::new(watch.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
@@ -44,8 +44,10 @@ fn the_tour_of_kubectl() {
     let logs = server.kubectl(&["logs", "-l", selector, "--prefix"]).succeeded().stdout;
     assert!(logs.contains("rank 0 of 2") && logs.contains("rank 1 of 2"), "{logs}");
     assert_eq!(server.kubectl(&["logs", "tour-worker-0", "--tail=1"]).succeeded().stdout.lines().count(), 1);
-    let described = server.kubectl(&["describe", "pytorchjob", "tour"]).succeeded().stdout;
-    assert!(described.contains("PyTorchJobSucceeded") && described.contains("SuccessfulCreatePod"), "{described}");
+    eventually("the job's events to be described", || {
+        let described = server.kubectl(&["describe", "pytorchjob", "tour"]).succeeded().stdout;
+        ["PyTorchJobSucceeded", "SuccessfulCreatePod"].iter().all(|reason| described.contains(reason)).then_some(())
+    });
     server.kubectl(&["delete", "pytorchjob", "tour", "--wait"]).succeeded();
     eventually("the pods to be collected", || server.items(&["pods"]).is_empty().then_some(()));
 }

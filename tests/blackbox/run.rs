@@ -81,17 +81,18 @@ fn the_other_commands() {
     let file = file.to_str().unwrap();
     assert!(server.muster(&["apply", "-f", file]).succeeded().stdout.contains("pytorchjob.kubeflow.org/tour created"));
     server.muster(&["wait", "pytorchjob/tour", "--for", "Succeeded", "--timeout", "60s"]).succeeded();
+    server.succeeds_whole("tour");
     assert!(server.muster(&["apply", "-f", file]).succeeded().stdout.contains("unchanged"));
     let logs = server.muster(&["logs", "tour"]).succeeded().stdout;
     assert_eq!(logs, "master-0 | rank 0\nworker-0 | rank 1\n");
     assert_eq!(server.muster(&["logs", "-f", "tour"]).succeeded().stdout.lines().count(), 2);
     assert_eq!(server.muster(&["logs", "pod/tour-worker-0"]).succeeded().stdout, "rank 1\n");
-    let described = server.muster(&["describe", "pytorchjob", "tour"]).succeeded().stdout;
-    for part in
-        ["Replicas:", "Conditions:", "PyTorchJobSucceeded", "Pods:", "tour-worker-0", "Events:", "SuccessfulCreatePod"]
-    {
-        assert!(described.contains(part), "{part} is not in\n{described}");
-    }
+    let parts =
+        ["Replicas:", "Conditions:", "PyTorchJobSucceeded", "Pods:", "tour-worker-0", "Events:", "SuccessfulCreatePod"];
+    eventually("the job to be described with its events", || {
+        let described = server.muster(&["describe", "pytorchjob", "tour"]).succeeded().stdout;
+        parts.iter().all(|part| described.contains(part)).then_some(())
+    });
     assert_eq!(
         server.muster(&["get", "pod", "-o", "name"]).succeeded().stdout,
         "pod/tour-master-0\npod/tour-worker-0\n"

@@ -61,7 +61,7 @@ fn a_server_without_privileges_runs_a_job_and_leaves_no_process() {
         "echo as $(id -u) is $$$$; sleep {tag} & (setsid sleep {tag} &); (setsid sh -c 'sleep {tag} & wait' &); sleep 0.3"
     );
     server.apply(&pytorch_job("plain", "Never", 1, &script));
-    server.wait_for("pytorchjob/plain", "Succeeded", "default");
+    server.succeeds_whole("plain");
     let left = process::all_of(Path::new(&tag));
     assert!(left.is_empty(), "left after their pods: {left:?}");
     for pod in ["plain-master-0", "plain-worker-0"] {

@@ -12,6 +12,7 @@ fn fetched() -> Fetched {
             ("gone".to_owned(), None),
         ]),
         secrets: BTreeMap::from([("keys".to_owned(), data(&[("token", "s3cret")]))]),
+        ..Fetched::default()
     }
 }
 

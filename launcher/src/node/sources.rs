@@ -13,6 +13,8 @@ pub(crate) type Objects = BTreeMap<String, Option<BTreeMap<String, Vec<u8>>>>;
 pub(crate) struct Fetched {
     pub(crate) config_maps: Objects,
     pub(crate) secrets: Objects,
+    /// The claims that are there.
+    pub(crate) claims: BTreeSet<String>,
 }
 
 /// Names that are referred to.
@@ -20,6 +22,7 @@ pub(crate) struct Fetched {
 pub(crate) struct Wanted {
     pub(crate) config_maps: BTreeSet<String>,
     pub(crate) secrets: BTreeSet<String>,
+    pub(crate) claims: BTreeSet<String>,
 }
 
 impl Wanted {
@@ -41,6 +44,7 @@ impl Wanted {
         for volume in volumes {
             wanted.config_maps.extend(volume.config_map.as_ref().map(|v| v.name.clone()));
             wanted.secrets.extend(volume.secret.as_ref().and_then(|v| v.secret_name.clone()));
+            wanted.claims.extend(volume.persistent_volume_claim.as_ref().map(|v| v.claim_name.clone()));
             for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
                 wanted.config_maps.extend(source.config_map.as_ref().map(|v| v.name.clone()));
                 wanted.secrets.extend(source.secret.as_ref().map(|v| v.name.clone()));
@@ -77,6 +81,12 @@ pub(crate) async fn fetch(
             .await?
             .map(|object| object.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect());
         fetched.secrets.insert(name, data);
+    }
+    let claims: Api<core::PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    for name in wanted.claims {
+        if claims.get_opt(&name).await?.is_some() {
+            fetched.claims.insert(name);
+        }
     }
     Ok(fetched)
 }

@@ -43,7 +43,12 @@ fn resolve_one(volume: &core::Volume, scope: &Scope<'_>, tokens: &Tokens) -> Res
         return Ok(Volume::Empty);
     }
     if let Some(claim) = &volume.persistent_volume_claim {
-        return Ok(Volume::Claim { namespace, name: claim.claim_name.clone() });
+        let claim = claim.claim_name.clone();
+        if scope.fetched.claims.contains(&claim) {
+            return Ok(Volume::Claim { namespace, name: claim });
+        }
+        let what = format!("persistentvolumeclaim \"{claim}\" not found");
+        return Err(VolumeError::Missing { volume: name.clone(), what });
     }
     if let Some(host) = &volume.host_path {
         return host_path(name, host);
@@ -241,6 +246,7 @@ mod tests {
         let fetched = Fetched {
             config_maps: BTreeMap::from([("cm".to_owned(), some(&[("x", "1"), ("y", "2")]))]),
             secrets: BTreeMap::from([("s".to_owned(), some(&[("k", "v")]))]),
+            claims: ["claimed".to_owned()].into(),
         };
         let address = Address { host_ip: String::new(), pod_ip: String::new() };
         let scope = Scope { pod: &pod, address: &address, fetched: &fetched, allocatable: &BTreeMap::new() };
@@ -295,6 +301,10 @@ mod tests {
             (
                 json!({"name": "v", "secret": {"secretName": "s", "items": [{"key": "q", "path": "q"}]}}),
                 "MountVolume.SetUp failed for volume \"v\" : references non-existent secret key: q",
+            ),
+            (
+                json!({"name": "v", "persistentVolumeClaim": {"claimName": "none"}}),
+                "MountVolume.SetUp failed for volume \"v\" : persistentvolumeclaim \"none\" not found",
             ),
         ] {
             assert_eq!(check(volume).expect_err("missing").to_string(), want);

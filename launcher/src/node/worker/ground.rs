@@ -10,18 +10,24 @@ use k8s_openapi::api::core::v1 as core;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// The places of the pod's volumes, and when its tokens have to be renewed; or an event's message and reason.
+/// The places of the pod's volumes, and when its tokens have to be renewed; or an event's message and reason. A pod
+/// that has begun keeps its claims, even where they have been deleted since.
 pub(super) async fn prepare(
     shared: &Shared,
     pod: &core::Pod,
     record: PodRecord,
+    begun: bool,
 ) -> Result<(BTreeMap<String, PathBuf>, Option<Timestamp>), (String, &'static str)> {
     let mount = |error: String| (error, "FailedMount");
     let list = pod.spec.as_ref().and_then(|s| s.volumes.clone()).unwrap_or_default();
     let root_ca = shared.config.root_ca.as_deref();
-    let fetched = fetch(&shared.client, &record.namespace, Wanted::by_volumes(&list), root_ca)
+    let mut fetched = fetch(&shared.client, &record.namespace, Wanted::by_volumes(&list), root_ca)
         .await
         .map_err(|error| mount(error.to_string()))?;
+    if begun {
+        let claims = list.iter().filter_map(|volume| volume.persistent_volume_claim.as_ref());
+        fetched.claims.extend(claims.map(|claim| claim.claim_name.clone()));
+    }
     let mut tokens = Tokens::new();
     let mut renew_at: Option<Timestamp> = None;
     for volume in &list {

@@ -415,7 +415,8 @@ impl Worker {
             self.ground = Ground::Preparing;
             self.tries.insert(String::new(), tries + 1);
         }
-        self.work.push(async move { Done::Prepared(prepare(&shared, &pod, record).await) }.boxed());
+        let begun = self.observed.containers.values().any(|container| !matches!(container.state, State::Waiting));
+        self.work.push(async move { Done::Prepared(prepare(&shared, &pod, record, begun).await) }.boxed());
     }
 
     fn await_end(&mut self, container: String, attempt: u32) {
