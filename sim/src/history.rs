@@ -11,6 +11,10 @@ use tokio::time::Instant;
 use crate::cluster::{Change, Cluster, Key};
 use crate::invariants::{Invariant, Violation};
 
+/// No world needs more: most end after some hundred. Where two controllers undo each other's work no time passes, and
+/// only this ends it.
+const MAX_TRANSACTIONS: u64 = 20_000;
+
 /// What has happened so far.
 pub struct History {
     start: Instant,
@@ -97,6 +101,11 @@ impl History {
             changes.push(change);
         }
         if self.violation.is_some() {
+            return;
+        }
+        if self.transactions > MAX_TRANSACTIONS {
+            let message = format!("more than {MAX_TRANSACTIONS} transactions");
+            self.violation = Some(Violation { invariant: "convergence", message });
             return;
         }
         for invariant in &mut self.invariants {

@@ -141,6 +141,15 @@ impl<T> Cache<T> {
         }
     }
 
+    /// An update of ours has answered with an object that we did not create. Where it is not known any more it was
+    /// deleted since: a list, whose version nobody knows, did not have it, and no watch would ever say so again.
+    pub fn updated(&mut self, identity: Identity, value: T) {
+        let known = self.entries.get(&identity.key);
+        if known.is_some_and(|known| known.identity.uid == identity.uid && known.identity.version < identity.version) {
+            self.insert(identity, value);
+        }
+    }
+
     /// A deletion of ours has removed an object.
     pub fn deleted(&mut self, key: &Key, uid: &str) {
         if self.entries.get(key).is_some_and(|entry| entry.identity.uid == uid) {
@@ -191,6 +200,25 @@ mod tests {
 
     fn names(cache: &Cache<u32>) -> Vec<(&str, u32)> {
         cache.owned_by("owner").map(|(key, value)| (key.1.as_str(), **value)).collect()
+    }
+
+    #[test]
+    fn a_late_answer_brings_nothing_back_that_a_list_did_not_have() {
+        let mut cache = Cache::default();
+        cache.observe(identity("a", "1", 10), 1);
+        cache.updated(identity("a", "1", 11), 2);
+        assert_eq!(names(&cache), [("a", 2)]);
+        // Deleted while a list is read, to which the answer of an update comes late.
+        cache.begin_list();
+        cache.updated(identity("a", "1", 12), 3);
+        cache.end_list();
+        assert_eq!(names(&cache), []);
+        cache.updated(identity("a", "1", 13), 4);
+        assert_eq!(names(&cache), []);
+        // Another of its name is not the one that was written.
+        cache.observe(identity("a", "2", 20), 5);
+        cache.updated(identity("a", "1", 21), 6);
+        assert_eq!(names(&cache), [("a", 5)]);
     }
 
     #[test]

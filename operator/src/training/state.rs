@@ -222,7 +222,7 @@ impl State {
 
     /// A status of ours was stored.
     pub(super) fn wrote_job(&self, framework: usize, object: DynamicObject) {
-        self.lock().jobs[framework].wrote(Identity::of(&object), CachedJob::read(framework, object));
+        self.lock().jobs[framework].updated(Identity::of(&object), CachedJob::read(framework, object));
     }
 
     /// A job's deletion by us was answered.
