@@ -211,7 +211,6 @@ impl Lane {
                     next = Some(timed).filter(|timed| !self.repeats(timed));
                 }
                 () = shutdown.cancelled() => break,
-                else => return,
             }
         }
         normals.close();

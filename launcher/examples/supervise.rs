@@ -5,9 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match arguments.as_slice() {
-        [verb, dir] if verb == "enter" => supervisor::enter(Path::new(dir)),
+    match std::env::args_os().collect::<Vec<_>>().as_slice() {
+        [_, verb, dir] if verb == "enter" => supervisor::enter(Path::new(dir)),
         _ => supervisor::main(),
     }
 }

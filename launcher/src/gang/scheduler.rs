@@ -119,8 +119,8 @@ pub async fn run(
             () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => scheduler.wake(),
         }
     }
-    // A binding on its way is either done or not; the next scheduler sees which.
     while recording.join_next().await.is_some() {}
+    // A binding on its way is either done or not; the next scheduler sees which.
     Ok(())
 }
 

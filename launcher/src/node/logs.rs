@@ -4,6 +4,7 @@
 //! ask for it. Files are read oldest first: `0.log.3`, ..., `0.log.1`, `0.log`.
 #![allow(unsafe_code)]
 
+use super::supervisor::{LOG_FILE, Stream};
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
@@ -16,16 +17,8 @@ use std::path::{Path, PathBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-const LOG_FILE: &str = "0.log";
 /// What is sent at once.
 const CHUNK: usize = 64 * 1024;
-
-/// Where a container has written a line to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Written {
-    Stdout,
-    Stderr,
-}
 
 /// The options of a request for logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +30,7 @@ pub(crate) struct LogOptions {
     pub(crate) since: Option<Timestamp>,
     pub(crate) limit_bytes: Option<u64>,
     /// Without the lines of the other stream.
-    pub(crate) only: Option<Written>,
+    pub(crate) only: Option<Stream>,
 }
 
 impl LogOptions {
@@ -262,10 +255,10 @@ impl LogReader {
 }
 
 /// Time, stream, whether the line ends here, and text of one entry.
-fn split(line: &[u8]) -> Option<(&str, Written, bool, &[u8])> {
+fn split(line: &[u8]) -> Option<(&str, Stream, bool, &[u8])> {
     let mut parts = line.splitn(4, |b| *b == b' ');
     let time = std::str::from_utf8(parts.next()?).ok()?;
-    let stream = if parts.next()? == b"stderr" { Written::Stderr } else { Written::Stdout };
+    let stream = if parts.next()? == b"stderr" { Stream::Stderr } else { Stream::Stdout };
     let full = parts.next()? == b"F";
     let text = parts.next()?;
     Some((time, stream, full, text.strip_suffix(b"\n").unwrap_or(text)))

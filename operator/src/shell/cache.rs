@@ -131,8 +131,8 @@ impl<T> Cache<T> {
         Some(value)
     }
 
-    /// A write of ours has answered with an object.
-    pub fn wrote(&mut self, identity: Identity, value: T) {
+    /// A creation of ours has answered with an object.
+    pub fn created(&mut self, identity: Identity, value: T) {
         if identity.version > self.seen {
             if let Some(listed) = &mut self.listed {
                 listed.insert(identity.key.clone());
@@ -141,8 +141,9 @@ impl<T> Cache<T> {
         }
     }
 
-    /// An update of ours has answered with an object that we did not create. Where it is not known any more it was
-    /// deleted since: a list, whose version nobody knows, did not have it, and no watch would ever say so again.
+    /// An update of ours, or a deletion that leaves it for a while, has answered with an object. Where it is not known
+    /// any more it was deleted since: a list, whose version nobody knows, did not have it, and no watch would ever say
+    /// so again.
     pub fn updated(&mut self, identity: Identity, value: T) {
         let known = self.entries.get(&identity.key);
         if known.is_some_and(|known| known.identity.uid == identity.uid && known.identity.version < identity.version) {
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn own_writes_are_seen_before_the_watch_shows_them() {
         let mut cache = Cache::default();
-        cache.wrote(identity("a", "1", 10), 1);
+        cache.created(identity("a", "1", 10), 1);
         assert_eq!(names(&cache), [("a", 1)]);
         assert!(!cache.observe(identity("a", "1", 9), 0), "an older event changes nothing");
         assert_eq!(names(&cache), [("a", 1)]);
@@ -237,7 +238,7 @@ mod tests {
         let mut cache = Cache::default();
         cache.observe(identity("a", "1", 10), 1);
         cache.observe_deletion(&identity("a", "1", 11));
-        cache.wrote(identity("a", "1", 10), 1);
+        cache.created(identity("a", "1", 10), 1);
         assert!(names(&cache).is_empty(), "the object was made and gone before the answer came");
     }
 
@@ -260,7 +261,7 @@ mod tests {
         cache.observe(identity("b", "2", 2), 2);
         cache.begin_list();
         cache.observe(identity("b", "2", 2), 2);
-        cache.wrote(identity("c", "3", 5), 3);
+        cache.created(identity("c", "3", 5), 3);
         let gone = cache.end_list();
         assert_eq!(gone.len(), 1);
         assert_eq!(names(&cache), [("b", 2), ("c", 3)]);

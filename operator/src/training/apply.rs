@@ -112,14 +112,14 @@ impl<'a> Applier<'a> {
         let objects = self.objects(&resource.resource());
         match objects.create(object).await {
             Ok(object) => {
-                self.state.wrote(resource, &object);
+                self.state.created(resource, &object);
                 self.created(resource, &name);
                 Ok(())
             }
             Err(RequestError::AlreadyExists(message)) => match objects.get(&name).await {
                 // It was made before, and the watch has not shown it yet.
                 Ok(existing) if self.owns(&existing) => {
-                    self.state.wrote(resource, &existing);
+                    self.state.created(resource, &existing);
                     if resource == Resource::Secret { Ok(()) } else { Err(Failure) }
                 }
                 Ok(_) => self.not_created(resource, &message),
@@ -164,7 +164,7 @@ impl<'a> Applier<'a> {
     async fn update(&self, update: Update) -> Result<(), Failure> {
         match self.objects(&update.resource.resource()).merge(&update.name, &update.patch).await {
             Ok(object) => {
-                self.state.wrote(update.resource, &object);
+                self.state.updated(update.resource, &object);
                 Ok(())
             }
             Err(error) => {

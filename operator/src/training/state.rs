@@ -233,18 +233,35 @@ impl State {
         }
     }
 
-    /// A creation or an update of ours was answered.
-    pub(super) fn wrote(&self, child: Resource, object: &DynamicObject) {
+    /// A creation of ours was answered.
+    pub(super) fn created(&self, child: Resource, object: &DynamicObject) {
         let identity = Identity::of(object);
         let mut caches = self.lock();
         match child {
-            Resource::Pod => caches.pods.wrote(identity, ObservedPod::read(object)),
-            Resource::Service => caches.services.wrote(identity, ObservedService::read(object)),
+            Resource::Pod => caches.pods.created(identity, ObservedPod::read(object)),
+            Resource::Service => caches.services.created(identity, ObservedService::read(object)),
             Resource::PodGroup | Resource::VolcanoPodGroup => {
-                caches.pod_groups.wrote(identity, ObservedPodGroup::read(object));
+                caches.pod_groups.created(identity, ObservedPodGroup::read(object));
             }
             Resource::HorizontalPodAutoscaler => {
-                caches.autoscalers.wrote(identity, ObservedAutoscaler::read(object));
+                caches.autoscalers.created(identity, ObservedAutoscaler::read(object));
+            }
+            Resource::Secret => {}
+        }
+    }
+
+    /// An update of ours was answered, or a deletion that leaves the object for a while.
+    pub(super) fn updated(&self, child: Resource, object: &DynamicObject) {
+        let identity = Identity::of(object);
+        let mut caches = self.lock();
+        match child {
+            Resource::Pod => caches.pods.updated(identity, ObservedPod::read(object)),
+            Resource::Service => caches.services.updated(identity, ObservedService::read(object)),
+            Resource::PodGroup | Resource::VolcanoPodGroup => {
+                caches.pod_groups.updated(identity, ObservedPodGroup::read(object));
+            }
+            Resource::HorizontalPodAutoscaler => {
+                caches.autoscalers.updated(identity, ObservedAutoscaler::read(object));
             }
             Resource::Secret => {}
         }
@@ -253,7 +270,7 @@ impl State {
     /// A deletion of ours was answered.
     pub(super) fn deleted(&self, child: Resource, key: &Key, uid: &str, outcome: &Deleted) {
         if let Deleted::Leaving(object) = outcome {
-            return self.wrote(child, object);
+            return self.updated(child, object);
         }
         let mut caches = self.lock();
         match child {

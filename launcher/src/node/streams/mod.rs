@@ -7,8 +7,9 @@ mod spdy;
 mod websocket;
 
 use super::http::{LogState, LogStates};
-use super::logs::{LogOptions, LogReader, LogWatch, Written, query_pairs};
+use super::logs::{LogOptions, LogReader, LogWatch, query_pairs};
 use super::runtime::{Command, ContainerId, Executing, PodRuntime};
+use super::supervisor;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode, header};
@@ -196,7 +197,7 @@ async fn ended(mut states: watch::Receiver<LogStates>, id: ContainerId) {
 /// What the container writes from now on, as if it were a command of its own.
 fn follow(target: &Target) -> std::io::Result<Executing> {
     let dir = target.runtime.log_dir(&target.id);
-    let output = |only: Written| -> std::io::Result<Box<dyn tokio::io::AsyncRead + Send + Unpin>> {
+    let output = |only: supervisor::Stream| -> std::io::Result<Box<dyn tokio::io::AsyncRead + Send + Unpin>> {
         let options = LogOptions { follow: true, tail_lines: Some(0), only: Some(only), ..LogOptions::default() };
         let watch = LogWatch::new(&dir)?;
         let reader = LogReader::open(&dir, options)?;
@@ -207,8 +208,8 @@ fn follow(target: &Target) -> std::io::Result<Executing> {
     let over = ended(target.states.clone(), target.id.clone());
     Ok(Executing {
         stdin: None,
-        stdout: output(Written::Stdout)?,
-        stderr: Some(output(Written::Stderr)?),
+        stdout: output(supervisor::Stream::Stdout)?,
+        stderr: Some(output(supervisor::Stream::Stderr)?),
         resize: None,
         exit: Box::pin(async move {
             over.await;

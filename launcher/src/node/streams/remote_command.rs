@@ -2,6 +2,7 @@
 
 use super::websocket::{Socket, farewell, transmit};
 use crate::node::runtime::{Executing, Resize};
+use crate::node::supervisor::DRAIN_MS;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::SplitStream;
@@ -25,8 +26,7 @@ const CLOSE: u8 = 255;
 const CHUNK: usize = 32 * 1024;
 /// Chunks that wait for the client; with more the command waits.
 const QUEUE: usize = 4;
-/// How long output is awaited after the command has ended: what it has left running may hold it open.
-const DRAIN: Duration = Duration::from_millis(500);
+
 /// What the client wants to have of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wanted {
@@ -165,7 +165,7 @@ async fn pump(
         buffer.put_u8(channel.unwrap_or_default());
         let silent = async {
             ended.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
+            tokio::time::sleep(Duration::from_millis(DRAIN_MS.into())).await;
         };
         let read = tokio::select! {
             biased;

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 /// A line longer than this is cut into parts, marked `P`.
 const MAX_LINE: usize = 16 * 1024;
 
+/// Where a container has written a line to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Stdout,
     Stderr,
 }

@@ -34,11 +34,12 @@ mod spawner;
 
 pub use enter::enter;
 pub(crate) use enter::{EnterReport, EnterSpec};
+pub(crate) use logfile::Stream;
 pub(crate) use process::DRAIN_MS;
 pub use record::Mount;
 pub(crate) use record::{
-    ExitRecord, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, open as open_record, read_exit, read_run,
-    start_time_of, write_atomically, write_exit,
+    ExitRecord, LOG_FILE, RECORD_VERSION, RunRecord, Spec, StartReport, boot_id, open as open_record, read_exit,
+    read_run, start_time_of, write_atomically, write_exit,
 };
 pub(crate) use spawner::Spawner;
 pub use spawner::main;

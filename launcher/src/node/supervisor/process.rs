@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 /// Output that is read at once.
 const CHUNK: usize = 32 * 1024;
-/// How long output is awaited after the container's process has ended and nothing can write any more.
+/// How long output is awaited after the process has ended that it is of: what that has left running may hold it open.
 pub(crate) const DRAIN_MS: u16 = 500;
 /// How often the folder is looked for where nothing tells that it is gone.
 const LOOK_MS: u16 = 1000;
