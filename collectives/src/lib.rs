@@ -13,6 +13,7 @@
 //!   transport/tcp    the ring of hosts, carrying out `schedule`
 //!   reduce           the arithmetic
 //! breaker        the end of a communicator, and its cause; `monitor` watches for it
+//! nccl           the same operations between GPUs, by NCCL
 //! ```
 
 mod breaker;
@@ -22,6 +23,7 @@ mod config;
 mod element;
 mod error;
 mod monitor;
+pub mod nccl;
 mod pending;
 mod reduce;
 mod schedule;
