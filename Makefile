@@ -6,7 +6,7 @@ SHELL := bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
 export MUSTER_TEST_CACHE ?= $(CACHE)/test
 
-.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench lint doc libtorch python data preconditions
+.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench lint doc libtorch python data rivals preconditions
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -57,3 +57,6 @@ python: ## Make .venv with torch and the Kubeflow SDK
 
 data: ## Put the Fashion-MNIST data set into the cache folder
 	@scripts/data.sh
+
+rivals: python ## Install what muster bench compares with: gloo and Open MPI
+	@scripts/rivals.sh

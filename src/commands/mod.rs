@@ -1,6 +1,7 @@
 //! One file a command; each has one function that returns the exit status.
 
 mod apply;
+pub(crate) mod bench;
 mod completion;
 mod delete;
 mod describe;
@@ -29,6 +30,8 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitStatus> {
         Command::Scale(args) => client(scale::run(&args)),
         Command::Wait(args) => client(wait::run(&args)),
         Command::Delete(args) => client(delete::run(&args)),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchRank(args) => bench::rank::run(&args),
         Command::Version(args) => client(version::run(&args)),
         Command::Completion { shell } => Ok(completion::run(shell)),
     }
