@@ -440,26 +440,28 @@ Examples:
   muster bench allreduce
   muster bench allreduce --ranks 4 --sizes 4KiB,1MiB,100MB --compare gloo,mpi --svg allreduce.svg
   muster bench all_gather --sizes 4KiB..100MB --dtype bf16 --transport tcp --json
+  muster bench allreduce --job --workers 4
 
-How it measures: the ranks are processes, each bound to a core where there are enough. All libraries are started once
-and take turns in every round; who has no turn waits without using the processor. Before each iteration the ranks make
-fresh random data and meet in a barrier; the time of an iteration is that of its slowest rank; after it every element
-of every result is checked. p10, p50 and p99 are over the iterations of all rounds. A turn begins with iterations that
-are checked but not counted.
+How it measures: the ranks are processes, each bound to a core where there are enough of them. All
+libraries are started once and take turns in every round; who has no turn waits without using the
+processor. Before each iteration the ranks make fresh random data and meet in a barrier. The time of
+an iteration is that of its slowest rank. After it every element of every result is checked. p10, p50
+and p99 are over the iterations of all rounds; the first iterations of a turn are checked but do not
+count.
 
-SIZE is, as in nccl-tests, that of the buffer that is reduced or broadcast, or of the parts of all ranks together.
-algbw is size / p50; busbw is that times 2(n-1)/n for all_reduce, (n-1)/n for reduce_scatter and all_gather, 1 for
-broadcast. Limits are measured in the same rounds: what memcpy and an addition in place reach on all ranks' cores
-together, in bytes read and written a second.
+SIZE is, as in nccl-tests, that of the buffer that is reduced or sent, or of the parts of all ranks
+together. ALGBW is size / p50; BUSBW is that times 2(n-1)/n for all_reduce, (n-1)/n for
+reduce_scatter and all_gather, 1 for broadcast. The memory's limits are measured in the same rounds:
+what memcpy and an addition in place reach on all ranks' cores together, in bytes read and written.
 
-The rivals are installed by `make rivals`. Where one is over 1.5 times slower than on an idle machine the run is void,
-and says so.")]
+`make rivals` installs gloo and Open MPI. Where one of them is over 1.5 times slower than it is on an
+idle machine, the run is void and says so.")]
 pub(crate) struct BenchArgs {
     /// The operation
     #[arg(value_enum)]
     pub(crate) operation: Operation,
     /// Number of processes that take part
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=32))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=32))]
     pub(crate) ranks: u32,
     /// Sizes, behind commas; A..B are both and what lies between in powers of four
     #[arg(long, value_name = "SIZES", default_value = "4KiB,64KiB,1MiB,16MiB,100MB")]
@@ -500,6 +502,17 @@ pub(crate) struct BenchArgs {
     /// End with an error where the run is void or a result is wrong
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Run as a job: the ranks are a gang of pods, as with `muster run`
+    #[arg(long, conflicts_with = "compare")]
+    pub(crate) job: bool,
+    /// Number of pods of the job [default: --ranks]
+    #[arg(long, short = 'w', value_name = "N", requires = "job", conflicts_with = "ranks", value_parser = clap::value_parser!(u32).range(1..=32))]
+    pub(crate) workers: Option<u32>,
+    /// This process is a rank of such a job
+    #[arg(long, hide = true, conflicts_with = "job")]
+    pub(crate) gang: bool,
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// What `muster bench` tells a rank that it starts.

@@ -24,6 +24,13 @@ pub(crate) const KUBECONFIG: &str = "KUBECONFIG";
 /// Set and not empty: no colours.
 pub(crate) const NO_COLOR: &str = "NO_COLOR";
 
+/// A process's rank in its job, and where the job's first process is: what a training framework's launcher sets.
+pub(crate) const RANK: &str = "RANK";
+pub(crate) const MASTER_ADDR: &str = "MASTER_ADDR";
+pub(crate) const MASTER_PORT: &str = "MASTER_PORT";
+/// What the ranks of `muster bench --job` know each other by; the command sets it. Since 0.1.
+pub(crate) const MUSTER_BENCH_SECRET: &str = "MUSTER_BENCH_SECRET";
+
 /// The value of a variable; an empty one counts as not set.
 #[expect(clippy::disallowed_methods, reason = "this module is the door to the environment")]
 pub(crate) fn read(name: &str) -> Option<OsString> {
@@ -33,6 +40,11 @@ pub(crate) fn read(name: &str) -> Option<OsString> {
 /// A variable that holds one path.
 pub(crate) fn path(name: &str) -> Option<PathBuf> {
     read(name).map(PathBuf::from)
+}
+
+/// A variable that holds text.
+pub(crate) fn text(name: &str) -> Option<String> {
+    read(name)?.into_string().ok()
 }
 
 /// The whole environment, for pods of the image `host`. What is not text is left out.

@@ -168,7 +168,8 @@ int main(int argc, char **argv) {
   MPI_Get_library_version(version, &length);
   version[strcspn(version, ",\n")] = '\0';
   setting("btl_vader_single_copy_mechanism", copies, sizeof copies);
-  fprintf(answers, "ready 1 %s, single copies in shared memory: %s\n", version, copies);
+  if (strcmp(copies, "unknown") == 0) fprintf(answers, "ready 1 %s, TCP loopback\n", version);
+  else fprintf(answers, "ready 1 %s, copies in shared memory by %s\n", version, copies);
   fflush(answers);
   size_t room = 0;
   while (getline(&line, &room, commands) > 0) {

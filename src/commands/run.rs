@@ -24,6 +24,11 @@ const PASSED_ON: [&str; 5] = [env::PATH, "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBR
 const CANCELLATION: Duration = Duration::from_secs(40);
 
 pub(crate) fn run(args: &RunArgs) -> Result<ExitStatus> {
+    show(args, &Lines::new())
+}
+
+/// The same, with the lines of the ranks shown as is said.
+pub(crate) fn show(args: &RunArgs, lines: &Lines) -> Result<ExitStatus> {
     // Anything wrong with the job is said before a server starts.
     let manifests = match &args.file {
         Some(file) => read_manifests(std::slice::from_ref(file))?,
@@ -31,17 +36,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitStatus> {
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
-    let status = runtime.block_on(with_server(args, &manifests));
+    let status = runtime.block_on(with_server(args, &manifests, lines));
     runtime.shutdown_timeout(Duration::from_secs(1));
     status
 }
 
 /// On the server that runs, or on one of its own that ends with the job.
-async fn with_server(args: &RunArgs, manifests: &[Manifest]) -> Result<ExitStatus> {
+async fn with_server(args: &RunArgs, manifests: &[Manifest], lines: &Lines) -> Result<ExitStatus> {
     let mut signals = Signals::new()?;
-    let lines = Lines::new();
     if let Some(connection) = running_server(&args.target).await? {
-        return on(&connection, args, manifests, &lines, &mut signals).await;
+        return on(&connection, args, manifests, lines, &mut signals).await;
     }
     let home = scratch_folder()?;
     logging::init("info", crate::cli::LogFormat::Text, Some(&home.join("log")))?;
@@ -67,7 +71,7 @@ async fn with_server(args: &RunArgs, manifests: &[Manifest]) -> Result<ExitStatu
         server.kubeconfig().display()
     ));
     let connection = Connection::embedded(server.client(), args.target.namespace.as_deref());
-    let status = on(&connection, args, manifests, &lines, &mut signals).await;
+    let status = on(&connection, args, manifests, lines, &mut signals).await;
     tokio::select! {
         biased;
         () = signals.received() => {}

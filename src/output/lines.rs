@@ -12,6 +12,8 @@ const COLOURS: [u8; 8] = [36, 33, 32, 35, 34, 96, 93, 92];
 pub(crate) struct Lines {
     screen: Arc<Mutex<Screen>>,
     colour: bool,
+    /// Lines of ranks stand without their names.
+    bare: bool,
 }
 
 struct Screen {
@@ -34,7 +36,13 @@ impl Lines {
                 live: std::io::stderr().is_terminal() && !plain,
             })),
             colour: std::io::stdout().is_terminal() && !plain,
+            bare: false,
         }
+    }
+
+    /// Lines of ranks as they wrote them, for what another program shall read.
+    pub(crate) fn bare() -> Lines {
+        Lines { bare: true, ..Lines::new() }
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -43,7 +51,9 @@ impl Lines {
 
     /// A prefix in the colour of the index, padded to `width`.
     pub(crate) fn prefix(&self, name: &str, width: usize, index: usize) -> Prefix {
-        Prefix(if self.colour {
+        Prefix(if self.bare {
+            String::new()
+        } else if self.colour {
             format!("\x1b[{}m{name:<width$}\x1b[0m | ", COLOURS[index % COLOURS.len()])
         } else {
             format!("{name:<width$} | ")

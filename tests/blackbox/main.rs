@@ -8,6 +8,7 @@
     reason = "a test may fail, wait and start things"
 )]
 
+mod bench;
 mod crash;
 mod examples;
 mod gangs;

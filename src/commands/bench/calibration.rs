@@ -40,7 +40,7 @@ impl Limit {
 /// Gigabytes a second that `threads` threads read and write together, each with operands of `size` bytes.
 pub(super) fn measure(limit: Limit, size: usize, threads: usize, cores: &[usize]) -> Result<f64> {
     let elements = (size / size_of::<f32>()).max(1);
-    let repetitions = (WORK / size.max(1)).max(2);
+    let repetitions = (WORK / size.max(1)).max(4);
     let barrier = Barrier::new(threads);
     let spans = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)

@@ -5,7 +5,8 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -84,12 +84,14 @@ pub(super) struct Contestant<'a> {
     interrupt: &'a SignalFd,
 }
 
-/// The two pipes of one rank.
-struct Link {
+/// The two ways to one rank and from it.
+pub(super) struct Link {
     commands: File,
     answers: File,
     /// What has come of the next answer.
     begun: Vec<u8>,
+    /// A connection has ended where nothing is left to read; a pipe, before its rank has opened it, has not.
+    connected: bool,
 }
 
 impl Link {
@@ -104,7 +106,15 @@ impl Link {
         // To read as well: so it opens before the rank is there.
         let commands = File::options().read(true).write(true).open(commands)?;
         let answers = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(answers)?;
-        Ok(Link { commands, answers, begun: Vec::new() })
+        Ok(Link { commands, answers, begun: Vec::new(), connected: false })
+    }
+
+    /// To a rank that is the pod of a job.
+    pub(super) fn over(stream: TcpStream) -> Result<Link> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let answers = File::from(OwnedFd::from(stream));
+        Ok(Link { commands: answers.try_clone()?, answers, begun: Vec::new(), connected: true })
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
@@ -120,6 +130,7 @@ impl Link {
                 return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
             }
             match self.answers.read(&mut chunk) {
+                Ok(0) if self.connected => bail!("a rank has ended"),
                 Ok(0) => return Ok(None),
                 Ok(count) => self.begun.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
@@ -150,6 +161,14 @@ impl<'a> Contestant<'a> {
             contestant.children.push(command.spawn().with_context(|| format!("failed to start {program}"))?);
         }
         contestant.meet().with_context(|| format!("{} did not start", library.name()))?;
+        Ok(contestant)
+    }
+
+    /// Muster, with ranks that were started elsewhere.
+    pub(super) fn join(ranks: Vec<Link>, interrupt: &'a SignalFd) -> Result<Contestant<'a>> {
+        let (library, about, command) = (Library::Muster, String::new(), "a pod for each rank".to_owned());
+        let mut contestant = Contestant { library, about, command, ranks, children: Vec::new(), interrupt };
+        contestant.meet()?;
         Ok(contestant)
     }
 
@@ -285,7 +304,7 @@ fn muster(setting: &Setting<'_>) -> Result<Vec<Command>> {
         let mut command = program_of(&program);
         command.arg("bench-rank").arg("--folder").arg(setting.folder);
         command.args(["--rank", &rank.to_string(), "--bytes", &setting.bytes.to_string()]);
-        command.args(["--transport", setting.transport.to_possible_value().as_ref().map_or("auto", |v| v.get_name())]);
+        command.args(["--transport", setting.transport.name()]);
         if let Some(core) = setting.cores.get(rank) {
             command.args(["--core", &core.to_string()]);
         }

@@ -5,7 +5,7 @@
 //! plan       which cases there are, and how long each one's turn is
 //! contestant the ranks of a library, as processes
 //!   command  what they are told and what they answer
-//!   rank     a rank of Muster
+//!   rank     a rank of Muster; `job`: where ranks are pods
 //!     data   what the ranks give each other, and what is wrong with what they get
 //! calibration what the memory can do
 //! report     JSON and the table; `chart` draws; `reference` says when a run is void
@@ -16,6 +16,7 @@ mod chart;
 mod command;
 mod contestant;
 mod data;
+mod job;
 mod machine;
 mod operation;
 mod plan;
@@ -44,51 +45,70 @@ use crate::exit::ExitStatus;
 use crate::output::Lines;
 use contestant::{Contestant, Interrupted, Library, Setting};
 use machine::Machine;
+use rank::Seat;
 use report::Report;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<ExitStatus> {
     let libraries = libraries(args)?;
+    let sizes = sizes(args)?;
+    if args.job {
+        return job::submit(args);
+    }
     let cores = processors::allowed()?;
     let ranks = args.ranks as usize;
     let bound = if ranks <= cores.len() { &cores[..ranks] } else { &[] };
-    let sizes = sizes(args)?;
+    let bytes = sizes.iter().copied().max().unwrap_or(0);
+    let interrupt = interrupt()?;
+    let run = Planned { args, sizes: &sizes, cores: &cores, bound };
+    if args.gang {
+        let seat = |rank| Seat { rank, transport: args.transport, bytes };
+        return job::take_part(args.ranks as usize, bound, seat, &interrupt, |contestant| {
+            run.measure(|| Ok(vec![contestant]))
+        });
+    }
+    let folder = Scratch::new()?;
+    let setting =
+        Setting { folder: &folder.0, ranks, cores: bound, transport: args.transport, bytes, interrupt: &interrupt };
+    run.measure(|| libraries.iter().map(|library| Contestant::start(*library, &setting)).collect())
+}
 
-    // From here on Ctrl-C is read where answers are waited for. Ranks begin with a mask of their own.
+/// From here on Ctrl-C is read where answers are waited for. Processes that are started begin with a mask of their own.
+fn interrupt() -> Result<SignalFd> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("failed to block signals")?;
-    let interrupt = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("failed to listen for signals")?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("failed to listen for signals")
+}
 
-    let folder = Scratch::new()?;
-    let setting = Setting {
-        folder: &folder.0,
-        ranks,
-        cores: bound,
-        transport: args.transport,
-        bytes: sizes.iter().copied().max().unwrap_or(0),
-        interrupt: &interrupt,
-    };
-    let lines = Lines::new();
-    let machine = Machine::look();
-    let start = |library: &Library| {
-        lines.status(&format!("starting {}", library.name()));
-        Contestant::start(*library, &setting)
-    };
-    let measured = libraries.iter().map(start).collect::<Result<Vec<_>>>().and_then(|mut contestants| {
-        let plan = plan::Plan { args, sizes: &sizes, cores: &cores };
-        let results = plan.carry_out(&mut contestants, &lines)?;
-        let about = contestants.iter().map(|one| (one.library, one.about.clone(), one.command.clone())).collect();
-        Ok((results, about))
-    });
-    lines.clear_status();
-    let (results, libraries) = match measured {
-        Ok(measured) => measured,
-        Err(error) if error.is::<Interrupted>() => return Ok(ExitStatus::Interrupted),
-        Err(error) => return Err(error),
-    };
-    let report = Report { args, machine, load_after: Machine::look().load, bound, libraries, results };
-    tell(&report)
+/// A run whose ranks are yet to start.
+struct Planned<'a> {
+    args: &'a BenchArgs,
+    sizes: &'a [usize],
+    cores: &'a [usize],
+    /// The cores that ranks are bound to.
+    bound: &'a [usize],
+}
+
+impl Planned<'_> {
+    fn measure<'c>(&self, start: impl FnOnce() -> Result<Vec<Contestant<'c>>>) -> Result<ExitStatus> {
+        let Planned { args, sizes, cores, bound } = *self;
+        let lines = Lines::new();
+        let machine = Machine::look();
+        lines.status("starting the ranks");
+        let measured = start().and_then(|mut contestants| {
+            let results = plan::Plan { args, sizes, cores }.carry_out(&mut contestants, &lines)?;
+            let about = contestants.iter().map(|one| (one.library, one.about.clone(), one.command.clone()));
+            Ok((results, about.collect()))
+        });
+        lines.clear_status();
+        let (results, libraries) = match measured {
+            Ok(measured) => measured,
+            Err(error) if error.is::<Interrupted>() => return Ok(ExitStatus::Interrupted),
+            Err(error) => return Err(error),
+        };
+        tell(&Report { args, machine, load_after: Machine::look().load, bound, libraries, results })
+    }
 }
 
 /// Prints the report, writes its files, and says what is wrong with it.

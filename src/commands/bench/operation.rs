@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use muster_collectives::{DType, ReduceOp};
 
 use super::data::Content;
-use crate::cli::{BufferKind, Operation};
+use crate::cli::{BufferKind, Operation, TransportChoice};
 
 /// The rank that gives, or gets, where only one does.
 pub(super) const ROOT: usize = 0;
@@ -82,6 +82,17 @@ impl BufferKind {
 
     pub(super) fn of_name(name: &str) -> Option<BufferKind> {
         BufferKind::value_variants().iter().copied().find(|kind| kind.name() == name)
+    }
+}
+
+impl TransportChoice {
+    /// As on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            TransportChoice::Auto => "auto",
+            TransportChoice::Shm => "shm",
+            TransportChoice::Tcp => "tcp",
+        }
     }
 }
 

@@ -27,24 +27,38 @@ pub(crate) fn run(args: &BenchRankArgs) -> Result<ExitStatus> {
     let pipe = |end: &str| args.folder.join(format!("muster-{}.{end}", args.rank));
     let commands = File::open(pipe("in")).context("failed to open the pipe of commands")?;
     let mut answers = File::options().write(true).open(pipe("out")).context("failed to open the pipe of answers")?;
-    let end = serve(args, BufReader::new(commands), &mut answers);
+    let seat = Seat { rank: args.rank, transport: args.transport, bytes: args.bytes };
+    serve(&seat, BufReader::new(commands), &mut answers).map(|()| ExitStatus::Success)
+}
+
+/// What a rank must know before it is told anything.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    pub(super) rank: usize,
+    pub(super) transport: TransportChoice,
+    /// The largest size that is to come.
+    pub(super) bytes: usize,
+}
+
+/// Joins the others, then does what it is told until the commands end.
+pub(super) fn serve(seat: &Seat, commands: impl BufRead, answers: &mut impl Write) -> Result<()> {
+    let end = obey(seat, commands, answers);
     if let Err(error) = &end {
         let text = format!("{error:#}").replace('\n', " ");
         // The coordinator may be gone.
         let _ = writeln!(answers, "error {text}");
     }
-    end.map(|()| ExitStatus::Success)
+    end
 }
 
-/// Joins the others, then does what it is told until the commands end.
-fn serve(args: &BenchRankArgs, commands: impl BufRead, answers: &mut impl Write) -> Result<()> {
+fn obey(seat: &Seat, commands: impl BufRead, answers: &mut impl Write) -> Result<()> {
     let mut commands = commands.lines();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("failed to listen")?;
     say(answers, &format!("address {}", listener.local_addr()?))?;
     let Some(peers) = commands.next() else { return Ok(()) };
-    let config = configuration(args, listener, &peers?)?;
+    let config = configuration(seat, listener, &peers?)?;
     let communicator = Communicator::connect(config).context("failed to connect the ranks")?;
-    let mut buffers = Buffers::new(&communicator, args.bytes);
+    let mut buffers = Buffers::new(&communicator, seat.bytes);
     say(answers, &format!("ready {PROTOCOL} muster {}", env!("CARGO_PKG_VERSION")))?;
     for line in commands {
         let line = line?;
@@ -62,7 +76,7 @@ fn say(answers: &mut impl Write, line: &str) -> Result<()> {
 }
 
 /// From `peers SECRET ADDRESS...`, the addresses by rank.
-fn configuration(args: &BenchRankArgs, listener: TcpListener, line: &str) -> Result<Config> {
+fn configuration(seat: &Seat, listener: TcpListener, line: &str) -> Result<Config> {
     let mut words = line.split_whitespace();
     let (Some("peers"), Some(secret)) = (words.next(), words.next()) else { bail!("expected the peers") };
     let peers = words
@@ -71,8 +85,8 @@ fn configuration(args: &BenchRankArgs, listener: TcpListener, line: &str) -> Res
             Ok(Peer { host: address.ip().to_string(), address })
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut config = Config::new(args.rank, 1, peers, listener, Secret::new(secret));
-    if args.transport == TransportChoice::Tcp {
+    let mut config = Config::new(seat.rank, 1, peers, listener, Secret::new(secret));
+    if seat.transport == TransportChoice::Tcp {
         config.transports = Transports::TcpOnly;
     }
     Ok(config)

@@ -261,9 +261,13 @@ impl Report<'_> {
             let limit = self.memory_limit(row.size)?;
             let (size, buffer) = (Bytes(row.size), row.buffer);
             let share = 100.0 * limit / row.p50_us;
-            Some(format!("\n{} {buffer} at {size}: {share:.0} % of the memory's limit, {} us\n", row.lib, time(limit)))
+            Some(format!(
+                "{} in {buffer} memory at {size}: {share:.0} % of the memory's limit, {} us\n",
+                row.lib,
+                time(limit)
+            ))
         };
-        self.rows().iter().filter(|row| row.lib == "muster" || row.buffer == "private").filter_map(share).collect()
+        self.rows().iter().filter_map(share).collect()
     }
 }
 

@@ -68,7 +68,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1_000_000, "MB"), (1 << 10, "KiB"), (1000, "kB"), (1, "B")];
         let (unit, name) =
-            units.into_iter().find(|(unit, _)| self.0 >= *unit && self.0 % unit == 0).unwrap_or((1, "B"));
+            units.into_iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)).unwrap_or((1, "B"));
         write!(f, "{}{name}", self.0 / unit)
     }
 }
