@@ -487,7 +487,7 @@ pub(crate) struct BenchArgs {
     /// Iterations of each case that are counted, over all rounds [default: as many as the seconds allow]
     #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) iterations: Option<u32>,
-    /// How long each case is measured, over all rounds
+    /// How long each case is measured, over all rounds, with at most 1000 iterations a round
     #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = parse_seconds)]
     pub(crate) seconds: f64,
     /// Print a JSON object a line

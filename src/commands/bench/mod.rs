@@ -115,6 +115,9 @@ impl Planned<'_> {
 fn tell(report: &Report<'_>) -> Result<ExitStatus> {
     let args = report.args;
     let text = if args.json { report.json()? } else { report.table() };
+    if args.json && report.libraries.len() > 1 {
+        eprint!("{}", report.head());
+    }
     // A reader that went away (`| head`) is no reason to fail.
     let _ = std::io::stdout().write_all(text.as_bytes());
     if let Some(file) = &args.svg {
@@ -124,9 +127,7 @@ fn tell(report: &Report<'_>) -> Result<ExitStatus> {
         write(file, &report.raw()?)?;
     }
     let (void, wrong) = (report.void(), report.wrong());
-    for reason in &void {
-        eprintln!("void: {reason}");
-    }
+    void.iter().for_each(|reason| eprintln!("void: {reason}"));
     if wrong > 0 {
         eprintln!("error: {wrong} elements of results were wrong");
     }

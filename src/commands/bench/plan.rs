@@ -30,7 +30,7 @@ pub(super) struct Case {
     pub(super) buffer: BufferKind,
     pub(super) size: usize,
     /// Iterations of a turn that count.
-    iterations: usize,
+    pub(super) iterations: usize,
     pub(super) wrong: u64,
     /// Of each round, the time of each iteration.
     pub(super) rounds: Vec<Vec<u64>>,
@@ -49,6 +49,12 @@ pub(super) struct Results {
     /// By size, in the order of the contestants.
     pub(super) cases: Vec<Case>,
     pub(super) calibrations: Vec<Calibration>,
+}
+
+impl Case {
+    pub(super) fn new(library: Library, buffer: BufferKind, size: usize) -> Case {
+        Case { library, buffer, size, iterations: 1, wrong: 0, rounds: Vec::new() }
+    }
 }
 
 impl Plan<'_> {
@@ -91,7 +97,6 @@ impl Plan<'_> {
     }
 
     fn cases(&self, contestants: &[Contestant<'_>]) -> Vec<Case> {
-        let case = |library, buffer, size| Case { library, buffer, size, iterations: 1, wrong: 0, rounds: Vec::new() };
         let mut cases = Vec::new();
         for size in self.sizes {
             for contestant in contestants {
@@ -103,7 +108,7 @@ impl Plan<'_> {
                     }
                     _ => &[BufferKind::Private],
                 };
-                cases.extend(kinds.iter().map(|kind| case(contestant.library, *kind, *size)));
+                cases.extend(kinds.iter().map(|kind| Case::new(contestant.library, *kind, *size)));
             }
         }
         cases

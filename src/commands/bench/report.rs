@@ -16,6 +16,9 @@ use crate::output::Table;
 /// Operands that no cache holds: from here on the memory is the limit.
 const IN_MEMORY: usize = 64_000_000;
 
+/// What Open MPI says where it copies once, from process to process.
+const SINGLE_COPY: &str = "by cma";
+
 pub(super) struct Report<'a> {
     pub(super) args: &'a BenchArgs,
     /// As it was before the ranks started.
@@ -124,7 +127,16 @@ impl Report<'_> {
                 )
             })
         };
-        self.results.cases.iter().filter_map(slow).collect()
+        let copies_twice = self.libraries.iter().filter(|(library, about, _)| {
+            *library == Library::Mpi && self.args.transport != TransportChoice::Tcp && !about.contains(SINGLE_COPY)
+        });
+        let mut reasons: Vec<String> = copies_twice
+            .map(|_| {
+                "mpi copies by way of a buffer: it may not read other processes' memory here (CMA, ptrace)".to_owned()
+            })
+            .collect();
+        reasons.extend(self.results.cases.iter().filter_map(slow));
+        reasons
     }
 
     fn idle(&self, case: &Case) -> Option<f64> {
@@ -183,7 +195,8 @@ impl Report<'_> {
         Ok(text)
     }
 
-    pub(super) fn table(&self) -> String {
+    /// What was measured, on what, and how the rivals were set.
+    pub(super) fn head(&self) -> String {
         let BenchArgs { operation, dtype, op, ranks, .. } = self.args;
         let reduction = if operation.reduces() { format!(", {op}") } else { String::new() };
         let binding = match self.bound {
@@ -199,6 +212,12 @@ impl Report<'_> {
         for (library, about, _) in self.libraries.iter().filter(|(library, ..)| *library != Library::Muster) {
             text.push_str(&format!("{}: {about}\n", library.name()));
         }
+        text
+    }
+
+    pub(super) fn table(&self) -> String {
+        let ranks = self.args.ranks;
+        let mut text = self.head();
         text.push_str("Times in microseconds, of the slowest rank. Bandwidths in GB/s.\n\n");
         text.push_str(&self.times().to_string());
         if !self.results.calibrations.is_empty() {
@@ -277,5 +296,103 @@ pub(super) fn time(microseconds: f64) -> String {
         us if us < 10.0 => format!("{us:.2}"),
         us if us < 100.0 => format!("{us:.1}"),
         us => format!("{us:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::calibration::Limit;
+    use super::super::plan::Calibration;
+    use super::*;
+    use crate::cli::{BufferKind, Cli, Command};
+
+    fn arguments(words: &str) -> BenchArgs {
+        let words = ["muster", "bench"].into_iter().chain(words.split(' '));
+        let Command::Bench(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not a bench") };
+        args
+    }
+
+    fn report(args: &BenchArgs) -> Report<'_> {
+        let case = |library, buffer, size, rounds: [&[u64]; 2]| Case {
+            rounds: rounds.map(<[u64]>::to_vec).into(),
+            ..Case::new(library, buffer, size)
+        };
+        let cases = vec![
+            case(Library::Muster, BufferKind::Shared, 4096, [&[1000, 2000], &[3000]]),
+            case(Library::Mpi, BufferKind::Private, 4096, [&[4000], &[7000, 5000]]),
+            case(Library::Muster, BufferKind::Shared, 100_000_000, [&[10_000_000], &[12_500_000]]),
+            case(Library::Mpi, BufferKind::Private, 100_000_000, [&[50_000_000], &[50_000_000]]),
+        ];
+        let limit = |size| Calibration { limit: Limit::Add, size, rounds: vec![50.0, 40.0, 41.0] };
+        let machine = Machine { processor: "A".to_owned(), cores: 2, kernel: "6".to_owned(), load: 0.5 };
+        let about = |library, about: &str| (library, about.to_owned(), String::new());
+        Report {
+            args,
+            machine,
+            load_after: 1.5,
+            bound: &[0, 1],
+            libraries: vec![about(Library::Muster, "muster"), about(Library::Mpi, "Open MPI, copies by cma")],
+            results: Results { cases, calibrations: vec![limit(4096), limit(100_000_000)] },
+        }
+    }
+
+    #[test]
+    fn json_has_a_line_for_each_case_and_limit() {
+        let args = arguments("allreduce --compare mpi");
+        let json = report(&args).json().unwrap();
+        let lines: Vec<&str> = json.lines().collect();
+        assert_eq!(lines.len(), 6);
+        assert_eq!(
+            lines[0],
+            r#"{"lib":"muster","op":"all_reduce","transport":"shm","buffer":"shared","dtype":"f32","size":4096,"ranks":2,"p10_us":1.0,"p50_us":2.0,"p99_us":3.0,"algbw_GBps":2.048,"busbw_GBps":2.048,"wrong":0}"#
+        );
+        assert_eq!(lines[5], r#"{"limit":"add","size":100000000,"GBps":41.0}"#);
+    }
+
+    #[test]
+    fn bus_bandwidth_is_of_the_ranks_and_the_operation() {
+        let args = arguments("allreduce --ranks 4 --transport tcp");
+        let row = &report(&args).rows()[0];
+        assert_eq!((row.algbw_GBps, row.busbw_GBps, row.transport), (2.048, 3.072, "tcp"));
+    }
+
+    #[test]
+    fn the_table_has_ratios_of_medians_and_the_share_of_the_limit() {
+        let args = arguments("allreduce --compare mpi");
+        let table = report(&args).table();
+        let line =
+            |begin: &str| table.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{table}"));
+        assert!(line("SIZE").ends_with("#WRONG   /MPI"), "{table}");
+        assert!(line("4KiB").contains("shm/shared") && line("4KiB").ends_with("2.50x"), "{table}");
+        assert!(line("100MB").contains("25000000") && line("100MB").ends_with("5.00x"), "{table}");
+        // 400 MB at 41 GB/s.
+        assert!(line("muster in shared memory at 100MB").contains("98 % of the memory's limit, 9756 us"), "{table}");
+        assert!(line("mpi:").contains("cma"), "{table}");
+    }
+
+    #[test]
+    fn a_rival_much_slower_than_on_an_idle_machine_makes_a_run_void() {
+        let args = arguments("allreduce --compare mpi");
+        let mut report = report(&args);
+        assert_eq!(report.void(), [""; 0]);
+        report.results.cases[1].rounds = vec![vec![6_200]];
+        report.libraries[1].1 = "Open MPI, copies by none".to_owned();
+        let void = report.void();
+        assert!(void[0].contains("CMA") && void[1].contains("mpi took 6.20 us for 4KiB"), "{void:?}");
+        assert!(report.table().contains("VOID: mpi took"));
+        let tcp = arguments("allreduce --compare mpi --transport tcp");
+        report.args = &tcp;
+        assert_eq!(report.void(), [""; 0], "nothing is known of MPI over TCP");
+    }
+
+    #[test]
+    fn wrong_elements_are_told() {
+        let args = arguments("allreduce");
+        let mut report = report(&args);
+        report.results.cases[0].wrong = 3;
+        assert_eq!((report.wrong(), report.rows()[0].wrong), (3, 3));
+        assert!(report.json().unwrap().lines().next().unwrap().ends_with(r#""wrong":3}"#));
     }
 }
