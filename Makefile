@@ -6,7 +6,7 @@ SHELL := bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
 export MUSTER_TEST_CACHE ?= $(CACHE)/test
 
-.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench lint doc libtorch python data rivals preconditions
+.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench bench-collectives lint doc libtorch python data rivals preconditions
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -41,6 +41,9 @@ demo: build data ## Train Fashion-MNIST from a PyTorchJob and check the result
 
 bench: build ## Run the benchmarks, results under benches/results
 	cargo bench --workspace --locked --bench control-plane
+
+bench-collectives: build rivals ## Measure all-reduce beside gloo and Open MPI, results under benches/results
+	scripts/bench-collectives.sh
 
 lint: ## Formatting and lints, as CI runs them
 	cargo fmt --check

@@ -174,6 +174,7 @@ impl Report<'_> {
             .collect();
         let head = json!({
             "date": muster_api::clock::Clock::system().now_rfc3339(),
+            "version": env!("CARGO_PKG_VERSION"),
             "command": std::env::args().collect::<Vec<_>>().join(" "),
             "processor": self.machine.processor, "cores": self.machine.cores, "kernel": self.machine.kernel,
             "load_before": self.machine.load, "load_after": self.load_after,
