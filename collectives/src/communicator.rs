@@ -1,39 +1,32 @@
 //! The ranks of one epoch, and what they do together.
-//!
-//! An operation is made of at most three parts: among the ranks of each host over shared memory, among the hosts'
-//! leaders over TCP, and on the host again. A host with one rank takes part by that rank alone.
 
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Instant;
 
+use crate::background::Background;
 use crate::breaker::{AbortHandle, Breaker};
-use crate::call::{Call, Kind, Location};
+use crate::call::{Call, Kind};
 use crate::config::{Config, Topology};
 use crate::element::{DType, Data, DataMut, Element};
+use crate::engine::{Engine, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
 use crate::monitor::{ControlLink, Monitor};
+use crate::order::Order;
 use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
-use crate::schedule::part;
 use crate::segment::{Segment, SharedBuffer};
 use crate::transport::connect::Identity;
 use crate::transport::shm::{Group, Region};
 use crate::transport::stream::{Interruption, Stream};
-use crate::transport::tcp::{self, Ring};
-use crate::transport::{memory, unix};
-
-/// Bytes of a rank's window: small enough that the windows of a few ranks stay in cache, and larger where each turn
-/// also costs a passage between hosts.
-const WINDOW: usize = 256 << 10;
-const WINDOW_BETWEEN_HOSTS: usize = 1 << 20;
+use crate::transport::{memory, tcp, unix};
 
 /// The ranks of a job at one epoch.
 ///
 /// Every rank calls the same operations in the same order; an operation returns when this rank's part is done. Calls
-/// from several threads run in the order of their issue. After an error that [is fatal](Error::is_fatal) the
-/// communicator is of no more use; form a new one at a higher epoch.
+/// from several threads run in the order of their issue. Messages ([`send`](Communicator::send) and its kin) are
+/// called by the two ranks alone that they concern. After an error that [is fatal](Error::is_fatal) the communicator
+/// is of no more use; form a new one at a higher epoch.
 ///
 /// Dropping it tells the others that this rank has left; operations started before are carried out first.
 pub struct Communicator {
@@ -51,28 +44,8 @@ struct Inner {
     order: Order,
     engine: Mutex<Engine>,
     segments: Mutex<Vec<Weak<Segment>>>,
-}
-
-/// What only the operation whose turn it is may touch.
-struct Engine {
-    topology: Topology,
-    /// This host's place among the hosts.
-    host: usize,
-    rank: usize,
-    world: usize,
-    group: Option<Group>,
-    ring: Option<Ring>,
-    /// For file descriptors: the leader's to its members, or a member's to its leader.
-    memory: Vec<Stream>,
-    breaker: Arc<Breaker>,
-    timeout: Duration,
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-struct Background {
-    jobs: Sender<Job>,
-    thread: JoinHandle<()>,
+    /// How many segments there may be, readable without the lock.
+    allocated: AtomicUsize,
 }
 
 impl Communicator {
@@ -120,23 +93,66 @@ impl Communicator {
             return Err(Error::Argument(format!("{len} elements of {} are too many", T::DTYPE)));
         };
         let ticket = self.inner.order.ticket();
-        let call = Call { sequence: ticket, kind: Kind::Allocate, dtype: T::DTYPE, count: len as u64 };
-        let segment = self.inner.in_order(ticket, |engine| engine.allocate(&call, stride))?;
+        let segment =
+            self.inner.run(ticket, Kind::Allocate, T::DTYPE, len, |engine, call| engine.allocate(call, stride))?;
         let mut segments = self.inner.segments();
         segments.retain(|segment| segment.strong_count() > 0);
         segments.push(Arc::downgrade(&segment));
+        self.inner.allocated.store(segments.len(), Ordering::Release);
         Ok(SharedBuffer::new(segment, len))
     }
 
     /// Combines the buffers of all ranks, element by element; all get the result, bitwise equal.
+    #[inline]
     pub fn all_reduce<'a>(&self, data: impl Into<DataMut<'a>>, op: ReduceOp) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
         let ticket = self.inner.order.ticket();
-        self.inner.all_reduce(ticket, data.into(), op)
+        self.inner.all_reduce(ticket, input, output, op)
+    }
+
+    /// [`Communicator::all_reduce`] with a result that does not take the input's place.
+    pub fn all_reduce_into<'a, 'b>(
+        &self,
+        input: impl Into<Data<'a>>,
+        output: impl Into<DataMut<'b>>,
+        op: ReduceOp,
+    ) -> Result<(), Error> {
+        let (input, output) = (input.into(), output.into());
+        check_equal("all_reduce", &input, &output)?;
+        let ticket = self.inner.order.ticket();
+        self.inner.all_reduce(ticket, input, output, op)
+    }
+
+    /// Combines the buffers of all ranks into that of rank `root`; those of the others stay as they are.
+    pub fn reduce<'a>(&self, data: impl Into<DataMut<'a>>, op: ReduceOp, root: usize) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        let root = self.checked_rank("root", root)?;
+        let ticket = self.inner.order.ticket();
+        self.inner.reduce(ticket, input, output, op, root)
+    }
+
+    /// [`Communicator::reduce`] with a result beside the input. Only the root's `output` is looked at.
+    pub fn reduce_into<'a, 'b>(
+        &self,
+        input: impl Into<Data<'a>>,
+        output: Option<impl Into<DataMut<'b>>>,
+        op: ReduceOp,
+        root: usize,
+    ) -> Result<(), Error> {
+        let input = input.into();
+        let root = self.checked_rank("root", root)?;
+        let ticket = || self.inner.order.ticket();
+        if root as usize != self.inner.rank {
+            return self.inner.reduce(ticket(), input, DataMut::none(input.dtype()), op, root);
+        }
+        let output = output.map(Into::into).ok_or_else(|| missing("reduce", "output"))?;
+        check_equal("reduce", &input, &output)?;
+        self.inner.reduce(ticket(), input, output, op, root)
     }
 
     /// Copies the buffer of rank `root` to all others.
     pub fn broadcast<'a>(&self, data: impl Into<DataMut<'a>>, root: usize) -> Result<(), Error> {
-        let root = self.checked_root(root)?;
+        let root = self.checked_rank("root", root)?;
         let ticket = self.inner.order.ticket();
         self.inner.broadcast(ticket, data.into(), root)
     }
@@ -144,18 +160,23 @@ impl Communicator {
     /// Returns when every rank has called it.
     pub fn barrier(&self) -> Result<(), Error> {
         let ticket = self.inner.order.ticket();
-        let call = Call { sequence: ticket, kind: Kind::Barrier, dtype: DType::U8, count: 0 };
-        self.inner.in_order(ticket, |engine| engine.barrier(&call))
+        self.inner.barrier(ticket)
     }
 
     /// Puts the equally long inputs of all ranks one after the other, in the order of ranks.
     pub fn all_gather<'a, 'b>(&self, input: impl Into<Data<'a>>, output: impl Into<DataMut<'b>>) -> Result<(), Error> {
         let (input, output) = (input.into(), output.into());
-        self.check_pair("all_gather", input.dtype(), output.dtype(), input.count(), output.count())?;
+        self.check_parts("all_gather", input.dtype(), output.dtype(), input.count(), output.count())?;
         let ticket = self.inner.order.ticket();
-        let kind = Kind::AllGather;
-        let call = Call { sequence: ticket, kind, dtype: input.dtype(), count: input.count() as u64 };
-        self.inner.in_order(ticket, |engine| engine.all_gather(&call, input, output))
+        self.inner.all_gather(ticket, input, output)
+    }
+
+    /// [`Communicator::all_gather`] of a buffer with a part for each rank, of which this rank's is the input.
+    pub fn all_gather_in_place<'a>(&self, data: impl Into<DataMut<'a>>) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        let count = self.part_of(input.count(), "all_gather")?;
+        let ticket = self.inner.order.ticket();
+        self.inner.all_gather(ticket, input.range(self.inner.rank * count, count), output)
     }
 
     /// Combines the inputs of all ranks, each of as many parts as there are ranks, and gives each rank its part.
@@ -166,34 +187,219 @@ impl Communicator {
         op: ReduceOp,
     ) -> Result<(), Error> {
         let (input, output) = (input.into(), output.into());
-        self.check_pair("reduce_scatter", input.dtype(), output.dtype(), output.count(), input.count())?;
+        self.check_parts("reduce_scatter", input.dtype(), output.dtype(), output.count(), input.count())?;
         let ticket = self.inner.order.ticket();
-        let kind = Kind::ReduceScatter(op);
-        let call = Call { sequence: ticket, kind, dtype: input.dtype(), count: output.count() as u64 };
-        self.inner.in_order(ticket, |engine| engine.reduce_scatter(&call, input, output, op))
+        self.inner.reduce_scatter(ticket, input, output, op)
+    }
+
+    /// [`Communicator::reduce_scatter`] whose result takes the place of this rank's part of the input. The other
+    /// parts stay as they are.
+    pub fn reduce_scatter_in_place<'a>(&self, data: impl Into<DataMut<'a>>, op: ReduceOp) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        let count = self.part_of(input.count(), "reduce_scatter")?;
+        let ticket = self.inner.order.ticket();
+        self.inner.reduce_scatter(ticket, input, output.into_range(self.inner.rank * count, count), op)
+    }
+
+    /// Puts the equally long inputs of all ranks one after the other at rank `root`. Only the root's `output` is
+    /// looked at; its own part may hold its input already, given as [`None`].
+    pub fn gather<'a, 'b>(
+        &self,
+        input: impl Into<Data<'a>>,
+        output: Option<impl Into<DataMut<'b>>>,
+        root: usize,
+    ) -> Result<(), Error> {
+        let input = input.into();
+        let root = self.checked_rank("root", root)?;
+        if root as usize != self.inner.rank {
+            return self.inner.gather(self.inner.order.ticket(), input, DataMut::none(input.dtype()), root);
+        }
+        let output = output.map(Into::into).ok_or_else(|| missing("gather", "output"))?;
+        self.check_parts("gather", input.dtype(), output.dtype(), input.count(), output.count())?;
+        self.inner.gather(self.inner.order.ticket(), input, output, root)
+    }
+
+    /// [`Communicator::gather`] at its root, where this rank's part of `data` is its input.
+    pub fn gather_in_place<'a>(&self, data: impl Into<DataMut<'a>>) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        let (rank, count) = (self.inner.rank, self.part_of(input.count(), "gather")?);
+        let root = self.checked_rank("root", rank)?;
+        self.inner.gather(self.inner.order.ticket(), input.range(rank * count, count), output, root)
+    }
+
+    /// Gives each rank its part of the input of rank `root`. Only the root's `input` is looked at.
+    pub fn scatter<'a, 'b>(
+        &self,
+        input: Option<impl Into<Data<'a>>>,
+        output: impl Into<DataMut<'b>>,
+        root: usize,
+    ) -> Result<(), Error> {
+        let output = output.into();
+        let root = self.checked_rank("root", root)?;
+        if root as usize != self.inner.rank {
+            return self.inner.scatter(self.inner.order.ticket(), Data::none(output.dtype()), output, root);
+        }
+        let input = input.map(Into::into).ok_or_else(|| missing("scatter", "input"))?;
+        self.check_parts("scatter", input.dtype(), output.dtype(), output.count(), input.count())?;
+        self.inner.scatter(self.inner.order.ticket(), input, output, root)
+    }
+
+    /// [`Communicator::scatter`] at its root, whose own part stays where it is.
+    pub fn scatter_in_place<'a>(&self, data: impl Into<DataMut<'a>>) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        let (rank, count) = (self.inner.rank, self.part_of(input.count(), "scatter")?);
+        let root = self.checked_rank("root", rank)?;
+        self.inner.scatter(self.inner.order.ticket(), input, output.into_range(rank * count, count), root)
+    }
+
+    /// Gives each rank its part of the inputs of all ranks, in the order of ranks. All parts are equally long.
+    pub fn all_to_all<'a, 'b>(&self, input: impl Into<Data<'a>>, output: impl Into<DataMut<'b>>) -> Result<(), Error> {
+        let (input, output) = (input.into(), output.into());
+        check_equal("all_to_all", &input, &output)?;
+        self.part_of(input.count(), "all_to_all")?;
+        self.inner.all_to_all(self.inner.order.ticket(), input, output)
+    }
+
+    /// [`Communicator::all_to_all`] whose result takes the input's place.
+    pub fn all_to_all_in_place<'a>(&self, data: impl Into<DataMut<'a>>) -> Result<(), Error> {
+        let (input, output) = data.into().and_data();
+        self.part_of(input.count(), "all_to_all")?;
+        // What a rank sends is overwritten by what it gets, in no fixed order: the input is set aside.
+        let mut aside = vec![0u64; input.byte_len().div_ceil(8)];
+        let mut aside = DataMut::over(input.dtype(), &mut aside, input.count());
+        aside.take_from(&input);
+        self.inner.all_to_all(self.inner.order.ticket(), aside.as_data(), output)
+    }
+
+    /// [`Communicator::all_to_all`] with parts of any length: `sent[r]` elements of `input`, behind those of the ranks
+    /// before, go to rank r, and `received[r]` elements of `output` come from it. What a rank sends to another is as
+    /// long as what that one expects; a difference ends the communicator with [`Error::Mismatch`].
+    pub fn all_to_all_uneven<'a, 'b>(
+        &self,
+        input: impl Into<Data<'a>>,
+        sent: &[usize],
+        output: impl Into<DataMut<'b>>,
+        received: &[usize],
+    ) -> Result<(), Error> {
+        let (input, output) = (input.into(), output.into());
+        if input.dtype() != output.dtype() {
+            return Err(Error::Argument(format!("all_to_all from {} to {}", input.dtype(), output.dtype())));
+        }
+        for (counts, count, what) in [(sent, input.count(), "input"), (received, output.count(), "output")] {
+            let sum = counts.iter().try_fold(0usize, |sum, count| sum.checked_add(*count));
+            if counts.len() != self.inner.world || sum != Some(count) {
+                let (world, given) = (self.inner.world, counts.len());
+                return Err(Error::Argument(format!(
+                    "all_to_all with {given} counts for {world} ranks and an {what} of {count} elements: there must be a count a rank, and they must add up"
+                )));
+            }
+        }
+        self.inner.all_to_all_uneven(self.inner.order.ticket(), input, sent, output, received)
+    }
+
+    /// Sends to rank `to`, which receives as many elements of the same dtype from this one; returns when it has. The
+    /// messages from one rank to another are received in the order in which they are sent.
+    pub fn send<'a>(&self, data: impl Into<Data<'a>>, to: usize) -> Result<(), Error> {
+        self.check_partner(to)?;
+        let data = data.into();
+        self.inner.message(self.inner.order.ticket(), Some((to, data)), None)
+    }
+
+    /// Receives from rank `from`.
+    pub fn receive<'a>(&self, data: impl Into<DataMut<'a>>, from: usize) -> Result<(), Error> {
+        self.check_partner(from)?;
+        let data = data.into();
+        self.inner.message(self.inner.order.ticket(), None, Some((from, data)))
+    }
+
+    /// Sends and receives at the same time, so that two ranks, or all ranks of a ring, may send to each other.
+    pub fn send_receive<'a, 'b>(
+        &self,
+        sent: impl Into<Data<'a>>,
+        to: usize,
+        received: impl Into<DataMut<'b>>,
+        from: usize,
+    ) -> Result<(), Error> {
+        self.check_partner(to)?;
+        self.check_partner(from)?;
+        let (sent, received) = (sent.into(), received.into());
+        self.inner.message(self.inner.order.ticket(), Some((to, sent)), Some((from, received)))
     }
 
     /// [`Communicator::all_reduce`] beside the caller. The buffer comes back from [`Pending::wait`].
     pub fn start_all_reduce<B: OwnedBuffer>(&self, mut buffer: B, op: ReduceOp) -> Result<Pending<B>, Error> {
         self.start(move |inner, ticket| {
-            let result = inner.all_reduce(ticket, buffer.data(), op);
+            let (input, output) = buffer.data().and_data();
+            let result = inner.all_reduce(ticket, input, output, op);
             (buffer, result)
         })
     }
 
     /// [`Communicator::broadcast`] beside the caller.
     pub fn start_broadcast<B: OwnedBuffer>(&self, mut buffer: B, root: usize) -> Result<Pending<B>, Error> {
-        let root = self.checked_root(root)?;
+        let root = self.checked_rank("root", root)?;
         self.start(move |inner, ticket| {
             let result = inner.broadcast(ticket, buffer.data(), root);
             (buffer, result)
         })
     }
 
-    fn start<B: OwnedBuffer>(
+    /// [`Communicator::all_gather`] beside the caller: of the input and into the output that come back.
+    pub fn start_all_gather<I: OwnedBuffer, O: OwnedBuffer>(
         &self,
-        operation: impl FnOnce(&Inner, u64) -> (B, Result<(), Error>) + Send + 'static,
-    ) -> Result<Pending<B>, Error> {
+        mut input: I,
+        mut output: O,
+    ) -> Result<Pending<(I, O)>, Error> {
+        let (given, got) = (input.data(), output.data());
+        self.check_parts("all_gather", given.dtype(), got.dtype(), given.count(), got.count())?;
+        self.start(move |inner, ticket| {
+            let result = inner.all_gather(ticket, input.data().as_data(), output.data());
+            ((input, output), result)
+        })
+    }
+
+    /// [`Communicator::reduce_scatter`] beside the caller.
+    pub fn start_reduce_scatter<I: OwnedBuffer, O: OwnedBuffer>(
+        &self,
+        mut input: I,
+        mut output: O,
+        op: ReduceOp,
+    ) -> Result<Pending<(I, O)>, Error> {
+        let (given, got) = (input.data(), output.data());
+        self.check_parts("reduce_scatter", given.dtype(), got.dtype(), got.count(), given.count())?;
+        self.start(move |inner, ticket| {
+            let result = inner.reduce_scatter(ticket, input.data().as_data(), output.data(), op);
+            ((input, output), result)
+        })
+    }
+
+    /// [`Communicator::barrier`] beside the caller.
+    pub fn start_barrier(&self) -> Result<Pending<()>, Error> {
+        self.start(|inner, ticket| ((), inner.barrier(ticket)))
+    }
+
+    /// [`Communicator::send`] beside the caller.
+    pub fn start_send<B: OwnedBuffer>(&self, mut buffer: B, to: usize) -> Result<Pending<B>, Error> {
+        self.check_partner(to)?;
+        self.start(move |inner, ticket| {
+            let result = inner.message(ticket, Some((to, buffer.data().as_data())), None);
+            (buffer, result)
+        })
+    }
+
+    /// [`Communicator::receive`] beside the caller.
+    pub fn start_receive<B: OwnedBuffer>(&self, mut buffer: B, from: usize) -> Result<Pending<B>, Error> {
+        self.check_partner(from)?;
+        self.start(move |inner, ticket| {
+            let result = inner.message(ticket, None, Some((from, buffer.data())));
+            (buffer, result)
+        })
+    }
+
+    fn start<R: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Inner, u64) -> (R, Result<(), Error>) + Send + 'static,
+    ) -> Result<Pending<R>, Error> {
         let mut background = self.background.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if background.is_none() {
             *background = Some(
@@ -212,20 +418,38 @@ impl Communicator {
             completion.complete(buffer, result);
         };
         if let Some(background) = background.as_ref() {
-            // The thread ends with the channel only.
-            let _ = background.jobs.send(Box::new(job));
+            background.run(Box::new(job));
         }
         Ok(pending)
     }
 
-    fn checked_root(&self, root: usize) -> Result<u32, Error> {
-        match u32::try_from(root) {
-            Ok(root) if (root as usize) < self.inner.world => Ok(root),
-            _ => Err(Error::Argument(format!("root {root} is not below world {}", self.inner.world))),
+    fn checked_rank(&self, what: &str, rank: usize) -> Result<u32, Error> {
+        match u32::try_from(rank) {
+            Ok(rank) if (rank as usize) < self.inner.world => Ok(rank),
+            _ => Err(Error::Argument(format!("{what} {rank} is not below world {}", self.inner.world))),
         }
     }
 
-    fn check_pair(&self, name: &str, a: DType, b: DType, part: usize, whole: usize) -> Result<(), Error> {
+    fn check_partner(&self, rank: usize) -> Result<(), Error> {
+        self.checked_rank("rank", rank)?;
+        match rank == self.inner.rank {
+            true => Err(Error::Argument(format!("rank {rank} sends no message to itself"))),
+            false => Ok(()),
+        }
+    }
+
+    /// The length of a rank's part of a buffer with a part for each.
+    fn part_of(&self, whole: usize, name: &str) -> Result<usize, Error> {
+        let world = self.inner.world;
+        match whole.is_multiple_of(world) {
+            true => Ok(whole / world),
+            false => {
+                Err(Error::Argument(format!("{name} of {whole} elements, which {world} ranks cannot share equally")))
+            }
+        }
+    }
+
+    fn check_parts(&self, name: &str, a: DType, b: DType, part: usize, whole: usize) -> Result<(), Error> {
         if a != b {
             return Err(Error::Argument(format!("{name} from {a} to {b}")));
         }
@@ -237,13 +461,23 @@ impl Communicator {
     }
 }
 
+fn check_equal(name: &str, input: &Data<'_>, output: &DataMut<'_>) -> Result<(), Error> {
+    if (input.dtype(), input.count()) == (output.dtype(), output.count()) {
+        return Ok(());
+    }
+    let (from, to) = ((input.count(), input.dtype()), (output.count(), output.dtype()));
+    Err(Error::Argument(format!("{name} from {} {} to {} {}", from.0, from.1, to.0, to.1)))
+}
+
+fn missing(name: &str, what: &str) -> Error {
+    Error::Argument(format!("{name} without an {what} at its root"))
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
         let background = self.background.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(Background { jobs, thread }) = background.take() {
-            drop(jobs);
-            let _ = thread.join();
-        }
+        // Ends when all that was started has run.
+        drop(background.take());
         let engine = self.inner.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(group) = &engine.group {
             group.region().leave(group.me());
@@ -259,220 +493,176 @@ impl std::fmt::Debug for Communicator {
     }
 }
 
-impl Background {
-    fn start() -> std::io::Result<Background> {
-        let (jobs, receiver) = channel::<Job>();
-        let thread = std::thread::Builder::new()
-            .name("collectives-run".to_owned())
-            .spawn(move || receiver.into_iter().for_each(|job| job()))?;
-        Ok(Background { jobs, thread })
-    }
-}
-
-/// Lets operations run in the order in which they took their tickets.
-#[derive(Default)]
-struct Order {
-    /// The next ticket, and the one whose turn it is.
-    state: Mutex<(u64, u64)>,
-    turn: Condvar,
-}
-
-impl Order {
-    fn lock(&self) -> MutexGuard<'_, (u64, u64)> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn ticket(&self) -> u64 {
-        let mut state = self.lock();
-        state.0 += 1;
-        state.0 - 1
-    }
-
-    fn wait(&self, ticket: u64) {
-        let mut state = self.lock();
-        while state.1 != ticket {
-            state = self.turn.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-    }
-
-    fn next(&self) {
-        self.lock().1 += 1;
-        self.turn.notify_all();
-    }
-}
-
-/// Ends a ticket's turn, also when its operation panics.
-struct Turn<'a>(&'a Order);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.next();
-    }
-}
-
 impl Inner {
     fn segments(&self) -> MutexGuard<'_, Vec<Weak<Segment>>> {
         self.segments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    #[inline]
     fn in_order<R>(&self, ticket: u64, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
-        self.order.wait(ticket);
-        let _turn = Turn(&self.order);
+        let _turn = self.order.wait(ticket);
         self.breaker.check()?;
         run(&mut self.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
+    /// An operation of the whole world.
+    #[inline]
+    fn run<R>(
+        &self,
+        ticket: u64,
+        kind: Kind,
+        dtype: DType,
+        count: usize,
+        run: impl FnOnce(&mut Engine, &Call) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.in_order(ticket, |engine| {
+            let call = engine.call(kind, dtype, count);
+            run(engine, &call)
+        })
+    }
+
     /// The segment that holds the buffer, if it was allocated here.
-    fn locate(&self, data: &DataMut<'_>) -> Option<(Arc<Segment>, Location)> {
+    #[inline]
+    fn locate(&self, pointer: *const u8, bytes: usize) -> Located {
+        if self.allocated.load(Ordering::Acquire) == 0 {
+            return None;
+        }
         self.segments().iter().filter_map(Weak::upgrade).find_map(|segment| {
-            let location = segment.locate(data.pointer(), data.byte_len())?;
+            let location = segment.locate(pointer, bytes)?;
             Some((segment, location))
         })
     }
 
-    fn all_reduce(&self, ticket: u64, data: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
-        let kind = Kind::AllReduce(op);
-        let call = Call { sequence: ticket, kind, dtype: data.dtype(), count: data.count() as u64 };
-        let segment = self.locate(&data);
-        self.in_order(ticket, |engine| engine.all_reduce(&call, data, op, segment))
+    #[inline]
+    fn all_reduce(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
+        self.run(ticket, Kind::AllReduce(op), input.dtype(), input.count(), |engine, call| {
+            let located = self.locate_in_place(engine, &input, &output);
+            engine.reduce(call, input, output, op, &located, None)
+        })
+    }
+
+    /// Where a buffer lies that is input and output in one.
+    #[inline]
+    fn locate_in_place(&self, engine: &Engine, input: &Data<'_>, output: &DataMut<'_>) -> Located {
+        let bytes = input.byte_len();
+        if !engine.reduces_in_place(bytes) || input.pointer() != output.pointer().cast_const() {
+            return None;
+        }
+        self.locate(input.pointer(), bytes)
+    }
+
+    fn reduce(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp, root: u32) -> Result<(), Error> {
+        self.run(ticket, Kind::Reduce { op, root }, input.dtype(), input.count(), |engine, call| {
+            let located = self.locate_in_place(engine, &input, &output);
+            engine.reduce(call, input, output, op, &located, Some(root as usize))
+        })
     }
 
     fn broadcast(&self, ticket: u64, data: DataMut<'_>, root: u32) -> Result<(), Error> {
-        let kind = Kind::Broadcast { root };
-        let call = Call { sequence: ticket, kind, dtype: data.dtype(), count: data.count() as u64 };
-        let segment = self.locate(&data);
-        self.in_order(ticket, |engine| engine.broadcast(&call, data, root as usize, segment))
+        self.run(ticket, Kind::Broadcast { root }, data.dtype(), data.count(), |engine, call| {
+            let located = self.locate(data.pointer(), data.byte_len());
+            engine.broadcast(call, data, root as usize, &located)
+        })
+    }
+
+    fn barrier(&self, ticket: u64) -> Result<(), Error> {
+        self.run(ticket, Kind::Barrier, DType::U8, 0, |engine, call| engine.barrier(call))
+    }
+
+    fn all_gather(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
+        self.run(ticket, Kind::AllGather, input.dtype(), input.count(), |engine, call| {
+            engine.all_gather(call, input, output)
+        })
+    }
+
+    fn reduce_scatter(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
+        self.run(ticket, Kind::ReduceScatter(op), input.dtype(), output.count(), |engine, call| {
+            engine.reduce_scatter(call, input, output, op)
+        })
+    }
+
+    fn gather(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
+        let (count, me) = (input.count(), self.rank);
+        self.run(ticket, Kind::Gather { root }, input.dtype(), count, |engine, call| {
+            let root = root as usize;
+            let send = |to: usize| if to == root { 0..count } else { 0..0 };
+            let receive = |from: usize| if me == root { from * count..(from + 1) * count } else { 0..0 };
+            engine.exchange(call, input, &send, output, &receive, count)
+        })
+    }
+
+    fn scatter(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
+        let (count, me) = (output.count(), self.rank);
+        self.run(ticket, Kind::Scatter { root }, output.dtype(), count, |engine, call| {
+            let root = root as usize;
+            let send = |to: usize| if me == root { to * count..(to + 1) * count } else { 0..0 };
+            let receive = |from: usize| if from == root { 0..count } else { 0..0 };
+            engine.exchange(call, input, &send, output, &receive, count)
+        })
+    }
+
+    fn all_to_all(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
+        let count = input.count() / self.world;
+        self.run(ticket, Kind::AllToAll { uneven: false }, input.dtype(), count, |engine, call| {
+            let part = |rank: usize| rank * count..(rank + 1) * count;
+            engine.exchange(call, input, &part, output, &part, count)
+        })
+    }
+
+    fn all_to_all_uneven(
+        &self,
+        ticket: u64,
+        input: Data<'_>,
+        sent: &[usize],
+        output: DataMut<'_>,
+        received: &[usize],
+    ) -> Result<(), Error> {
+        let (world, me) = (self.world, self.rank);
+        self.run(ticket, Kind::AllToAll { uneven: true }, input.dtype(), 0, |engine, call| {
+            // First who sends how much to whom, by sender and then receiver.
+            let own: Vec<i64> = sent.iter().map(|count| *count as i64).collect();
+            let mut counts = vec![0i64; world * world];
+            engine.all_gather(call, (&own).into(), (&mut counts).into())?;
+            for (from, expected) in received.iter().enumerate() {
+                let theirs = counts[from * world + me];
+                if theirs != *expected as i64 {
+                    return Err(self.breaker.trip(Error::Mismatch {
+                        rank: from,
+                        theirs: format!("all_to_all with {theirs} elements for rank {me}"),
+                        expected: format!("all_to_all with {expected} elements from rank {from}"),
+                    }));
+                }
+            }
+            let longest = counts.iter().max().map_or(0, |count| *count as usize);
+            let (from, to) = (Offsets::of(sent), Offsets::of(received));
+            engine.exchange(call, input, &|rank| from.range(rank), output, &|rank| to.range(rank), longest)
+        })
+    }
+
+    fn message(
+        &self,
+        ticket: u64,
+        outgoing: Option<(usize, Data<'_>)>,
+        incoming: Option<(usize, DataMut<'_>)>,
+    ) -> Result<(), Error> {
+        self.in_order(ticket, |engine| engine.message(outgoing, incoming))
     }
 }
 
-impl Engine {
-    fn all_reduce(
-        &mut self,
-        call: &Call,
-        mut data: DataMut<'_>,
-        op: ReduceOp,
-        segment: Option<(Arc<Segment>, Location)>,
-    ) -> Result<(), Error> {
-        let divisor = (op == ReduceOp::Mean).then_some(self.world);
-        let (group, ring) = (&mut self.group, &mut self.ring);
-        if let Some(group) = group {
-            let segment = segment.as_ref().map(|(segment, location)| (segment, *location));
-            let mut wide = ring.as_mut().map(|ring| |data: DataMut<'_>| ring.all_reduce(call, data, op, divisor));
-            let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
-            return group.all_reduce(call, data, op, divisor, segment, wide);
-        }
-        let Some(ring) = ring else { return Ok(()) };
-        // Where other hosts go turn by turn, so does this one.
-        let wire = if data.dtype().is_half() { DType::F32 } else { data.dtype() };
-        let per_turn =
-            if self.topology.shares_memory() { WINDOW_BETWEEN_HOSTS / wire.size() } else { data.count().max(1) };
-        for turn in 0..data.count().div_ceil(per_turn).max(1) {
-            let start = turn * per_turn;
-            let length = per_turn.min(data.count() - start);
-            ring.all_reduce(call, data.range(start, length), op, divisor)?;
-        }
-        Ok(())
+/// Where the parts of a buffer begin and end.
+struct Offsets(Vec<usize>);
+
+impl Offsets {
+    fn of(counts: &[usize]) -> Offsets {
+        let ends = counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end)
+        });
+        Offsets(std::iter::once(0).chain(ends).collect())
     }
 
-    fn broadcast(
-        &mut self,
-        call: &Call,
-        mut data: DataMut<'_>,
-        root: usize,
-        segment: Option<(Arc<Segment>, Location)>,
-    ) -> Result<(), Error> {
-        let (root_host, root_place) = self.topology.place(root);
-        let segment = segment.as_ref().map(|(segment, location)| (segment, *location));
-        if let Some(group) = &mut self.group
-            && root_host == self.host
-        {
-            group.broadcast(call, data.reborrow(), root_place, segment)?;
-        }
-        if let Some(ring) = &mut self.ring {
-            ring.broadcast(call, data.reborrow(), root_host)?;
-        }
-        if let Some(group) = &mut self.group
-            && root_host != self.host
-        {
-            group.broadcast(call, data, 0, segment)?;
-        }
-        Ok(())
-    }
-
-    fn barrier(&mut self, call: &Call) -> Result<(), Error> {
-        let mut wide = self.ring.as_mut().map(|ring| |_: DataMut<'_>| ring.barrier(call));
-        match &mut self.group {
-            Some(group) => {
-                let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
-                group.barrier(call, wide)
-            }
-            None => wide.map_or(Ok(()), |mut wide| wide(DataMut::from(&mut [] as &mut [u8]))),
-        }
-    }
-
-    fn all_gather(&mut self, call: &Call, input: Data<'_>, mut output: DataMut<'_>) -> Result<(), Error> {
-        let count = input.count();
-        output.range(self.rank * count, count).copy_from(&input);
-        for root in 0..self.world {
-            self.broadcast(call, output.range(root * count, count), root, None)?;
-        }
-        Ok(())
-    }
-
-    fn reduce_scatter(
-        &mut self,
-        call: &Call,
-        input: Data<'_>,
-        mut output: DataMut<'_>,
-        op: ReduceOp,
-    ) -> Result<(), Error> {
-        // Words of u64 are aligned for every dtype.
-        let mut whole = vec![0u64; input.byte_len().div_ceil(8)];
-        let mut whole = DataMut::over(input.dtype(), &mut whole, input.count());
-        whole.copy_from(&input);
-        self.all_reduce(call, whole.reborrow(), op, None)?;
-        let range = part(whole.count(), self.world, self.rank);
-        output.copy_from(&whole.range(range.start, range.len()).as_data());
-        Ok(())
-    }
-
-    fn allocate(&mut self, call: &Call, stride: usize) -> Result<Arc<Segment>, Error> {
-        let (rank, breaker) = (self.rank, Arc::clone(&self.breaker));
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            breaker.trip(Error::System { rank, cause: format!("{what}: {error}") })
-        };
-        let (ranks, me) = self.group.as_ref().map_or((1, 0), |group| (group.size(), group.me()));
-        self.barrier(call)?;
-        let deadline = Instant::now() + self.timeout;
-        let fd = match &self.group {
-            Some(group) if !group.leads() => {
-                let leader = self.topology.groups[self.host][0];
-                match self.memory.first().map(|stream| stream.receive_fd(deadline, &breaker)) {
-                    Some(Ok(fd)) => fd,
-                    Some(Err(Interruption::Tripped(error))) => return Err(error),
-                    Some(Err(Interruption::Deadline)) => {
-                        return Err(breaker.trip(Error::timeout(leader, call, self.timeout)));
-                    }
-                    _ => return Err(breaker.lost(leader)),
-                }
-            }
-            _ => {
-                let fd = memory::create(ranks * stride).map_err(|error| failed("shared memory", &error))?;
-                for (stream, member) in self.memory.iter().zip(self.topology.groups[self.host].iter().skip(1)) {
-                    use std::os::fd::AsFd;
-                    match stream.send_fd(fd.as_fd(), deadline, &breaker) {
-                        Ok(()) => {}
-                        Err(Interruption::Tripped(error)) => return Err(error),
-                        Err(_) => return Err(breaker.lost(*member)),
-                    }
-                }
-                fd
-            }
-        };
-        let map = memory::map(fd, ranks * stride).map_err(|error| failed("shared memory", &error))?;
-        // A segment that one rank could not map is used by none.
-        self.barrier(call)?;
-        Ok(Arc::new(Segment::new(map, call.sequence, me, stride)))
+    fn range(&self, rank: usize) -> std::ops::Range<usize> {
+        self.0[rank]..self.0[rank + 1]
     }
 }
 
@@ -520,7 +710,19 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
     let members = members.clone();
     let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
     let breaker = Arc::clone(breaker);
-    let engine = Engine { topology, host, rank, world, group, ring, memory, breaker: Arc::clone(&breaker), timeout };
+    let engine = Engine {
+        topology,
+        host,
+        rank,
+        world,
+        group,
+        ring,
+        memory,
+        breaker: Arc::clone(&breaker),
+        timeout,
+        operations: 0,
+        messages: Default::default(),
+    };
     let inner = Inner {
         rank,
         world,
@@ -529,6 +731,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         order: Order::default(),
         engine: Mutex::new(engine),
         segments: Mutex::default(),
+        allocated: AtomicUsize::new(0),
     };
     Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor })
 }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -128,6 +129,11 @@ impl<'a> Data<'a> {
         Ok(Data { dtype, pointer: bytes.as_ptr(), count: whole(dtype, bytes)?, borrow: PhantomData })
     }
 
+    /// No elements.
+    pub(crate) fn none(dtype: DType) -> Self {
+        Data { dtype, pointer: std::ptr::dangling::<u64>().cast(), count: 0, borrow: PhantomData }
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -136,8 +142,28 @@ impl<'a> Data<'a> {
         self.count
     }
 
+    pub(crate) fn pointer(&self) -> *const u8 {
+        self.pointer
+    }
+
     pub(crate) fn byte_len(&self) -> usize {
         self.count * self.dtype.size()
+    }
+
+    pub(crate) fn range(&self, start: usize, count: usize) -> Data<'a> {
+        Data { dtype: self.dtype, pointer: self.part(&(start..start + count)), count, borrow: PhantomData }
+    }
+
+    /// Where element `index` is, or the end.
+    pub(crate) fn at(&self, index: usize) -> *const u8 {
+        self.part(&(index..self.count.max(index)))
+    }
+
+    /// Where a range of elements is.
+    pub(crate) fn part(&self, range: &Range<usize>) -> *const u8 {
+        assert!(range.start <= range.end && range.end <= self.count, "a range lies within its buffer");
+        // SAFETY: start <= self.count, so the pointer stays within the borrowed elements.
+        unsafe { self.pointer.add(range.start * self.dtype.size()) }
     }
 }
 
@@ -157,6 +183,11 @@ impl<'a> DataMut<'a> {
         DataMut { dtype, pointer, count, borrow: PhantomData }
     }
 
+    /// No elements.
+    pub(crate) fn none(dtype: DType) -> Self {
+        DataMut { dtype, pointer: std::ptr::dangling_mut::<u64>().cast(), count: 0, borrow: PhantomData }
+    }
+
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -173,8 +204,25 @@ impl<'a> DataMut<'a> {
         self.count * self.dtype.size()
     }
 
+    /// Where element `index` is, or the end.
+    pub(crate) fn at(&self, index: usize) -> *mut u8 {
+        self.part(&(index..self.count.max(index)))
+    }
+
+    /// Where a range of elements is.
+    pub(crate) fn part(&self, range: &Range<usize>) -> *mut u8 {
+        assert!(range.start <= range.end && range.end <= self.count, "a range lies within its buffer");
+        // SAFETY: start <= self.count, so the pointer stays within the borrowed elements.
+        unsafe { self.pointer.add(range.start * self.dtype.size()) }
+    }
+
     pub(crate) fn reborrow(&mut self) -> DataMut<'_> {
         DataMut { dtype: self.dtype, pointer: self.pointer, count: self.count, borrow: PhantomData }
+    }
+
+    pub(crate) fn into_range(self, start: usize, count: usize) -> DataMut<'a> {
+        let pointer = self.part(&(start..start + count));
+        DataMut { dtype: self.dtype, pointer, count, borrow: PhantomData }
     }
 
     /// `count` elements from element `start`.
@@ -199,11 +247,27 @@ impl<'a> DataMut<'a> {
         Data { dtype: self.dtype, pointer: self.pointer, count: self.count, borrow: PhantomData }
     }
 
-    pub(crate) fn copy_from(&mut self, source: &Data<'_>) {
-        assert_eq!((self.dtype, self.count), (source.dtype, source.count), "equal elements are copied");
-        // SAFETY: both are borrowed, this one exclusively, so they are valid and disjoint.
-        unsafe { std::ptr::copy_nonoverlapping(source.pointer, self.pointer, source.byte_len()) };
+    /// Copies from another buffer, or from the same one.
+    pub(crate) fn take_from(&mut self, source: &Data<'_>) {
+        let all = 0..self.count;
+        copy_range(*source, 0..source.count, self.reborrow(), all);
     }
+
+    /// The same elements to read, beside those to write: for operations that know the two to be one buffer.
+    pub(crate) fn and_data<'b>(self) -> (Data<'b>, DataMut<'b>)
+    where
+        'a: 'b,
+    {
+        let data = Data { dtype: self.dtype, pointer: self.pointer, count: self.count, borrow: PhantomData };
+        (data, self)
+    }
+}
+
+/// Copies a range of elements to one that is as long. The two may overlap.
+pub(crate) fn copy_range(source: Data<'_>, from: Range<usize>, target: DataMut<'_>, to: Range<usize>) {
+    assert_eq!((source.dtype, from.len()), (target.dtype, to.len()), "equal elements are copied");
+    // SAFETY: both ranges lie within borrowed buffers, which `part` checks.
+    unsafe { std::ptr::copy(source.part(&from), target.part(&to), from.len() * source.dtype.size()) };
 }
 
 impl fmt::Debug for Data<'_> {

@@ -16,14 +16,17 @@
 //! nccl           the same operations between GPUs, by NCCL
 //! ```
 
+mod background;
 mod breaker;
 mod call;
 mod communicator;
 mod config;
 mod element;
+mod engine;
 mod error;
 mod monitor;
 pub mod nccl;
+mod order;
 mod pending;
 mod reduce;
 mod schedule;

@@ -1,0 +1,299 @@
+//! Ranks of one host: they meet in shared memory, and reduce what lies in it.
+//!
+//! A *meeting* is a point that no rank passes before all have come to it. Each rank posts the meeting's number in a
+//! line of its own and looks at those of the others; an operation's first meeting carries its call along, so ranks
+//! that disagree find out before any data is touched. Two lines a rank are enough: who posts meeting m + 2 has passed
+//! m + 1, to which everybody came after having read the posts of m.
+//!
+//! Data moves in one of three ways:
+//! - *at once* ([`small`]): every rank copies its data to its window, all meet, and each folds all windows for itself.
+//!   One meeting, the least there can be.
+//! - *in place* ([`direct`]): buffers that lie in shared memory are folded where they are; each rank folds its slice
+//!   of all and writes it to all. Two meetings, no copies.
+//! - *in chunks* ([`staged`], [`moved`]): private buffers pass through the windows, which stay in cache.
+//!
+//! Messages between two ranks ([`message`]) go through buffers of their own and need no meeting.
+//!
+//! Windows and segments are plain memory: between two meetings each byte is written by one rank only, and read by
+//! others only after the next meeting, whose posts order the accesses. Chunk after chunk and operation after operation
+//! uses the next of [`SETS`](region::SETS) sets of windows. A rank that has passed a meeting is at most one meeting
+//! ahead of any other, and what the others still read was written at most two turns before what it writes now; so
+//! with four sets nobody writes what somebody reads.
+
+#![allow(unsafe_code)]
+
+mod direct;
+mod message;
+mod moved;
+mod region;
+mod small;
+mod staged;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::breaker::{Breaker, GRACE};
+use crate::call::{Call, Location, odd_one};
+use crate::element::{DType, DataMut};
+use crate::error::{Error, LossCause};
+use crate::schedule::part;
+
+pub(crate) use message::{Incoming, Outgoing};
+pub(crate) use region::Region;
+use region::WORDS;
+
+/// What all ranks of the group found when they compared their calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Placement {
+    /// Every buffer lies at the same place of the same segment.
+    Direct(Location),
+    /// Some lie in a segment, some do not: those that have not staged theirs do so now.
+    Mixed,
+    /// None lies in a segment.
+    Private,
+}
+
+/// One rank's place among the ranks of its host.
+pub(crate) struct Group {
+    region: Arc<Region>,
+    me: usize,
+    /// World ranks by place; the first leads.
+    ranks: Vec<usize>,
+    breaker: Arc<Breaker>,
+    timeout: Duration,
+    /// Whether there are other hosts.
+    spans: bool,
+    patience: Patience,
+    meetings: u64,
+    turn: u64,
+    /// Chunks of messages that this rank has posted.
+    sent: u64,
+}
+
+/// The work that the leader does between hosts while the others wait, on elements that lie in shared memory.
+pub(crate) type Wide<'a> = &'a mut dyn FnMut(DataMut<'_>) -> Result<(), Error>;
+
+/// How a rank waits before it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Patience {
+    /// Every rank has a processor: looking is the fastest, about 20 microseconds of it.
+    Look,
+    /// Ranks share processors: each gives way to the others, a number of times.
+    GiveWay,
+}
+
+const LOOKS: u32 = 1000;
+const GIVE_WAYS: u32 = 40;
+
+impl Group {
+    pub(crate) fn new(
+        region: Arc<Region>,
+        me: usize,
+        ranks: Vec<usize>,
+        breaker: Arc<Breaker>,
+        timeout: Duration,
+        spans: bool,
+    ) -> Group {
+        region.tell_processors(me);
+        // Until the first meeting nobody knows where the others run.
+        Group { region, me, ranks, breaker, timeout, spans, patience: Patience::GiveWay, meetings: 0, turn: 0, sent: 0 }
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.me == 0
+    }
+
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    pub(crate) fn me(&self) -> usize {
+        self.me
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let me = self.me;
+        (0..self.ranks.len()).filter(move |place| *place != me)
+    }
+
+    /// Waits until every rank of the group has come as far as this one.
+    #[inline]
+    fn meet(&mut self, call: &Call) -> Result<(), Error> {
+        self.meetings += 1;
+        self.region.post(self.me, self.meetings).come(self.meetings);
+        self.wait_for_all(call)
+    }
+
+    /// Meets the others and compares calls and places with them.
+    #[inline]
+    fn agree(&mut self, call: &Call, location: Option<Location>) -> Result<Placement, Error> {
+        self.meetings += 1;
+        let meeting = self.meetings;
+        let [first, second, third] = call.words();
+        let (segment, offset) = location.map_or((0, 0), |location| (location.segment + 1, location.offset));
+        let words: [u64; WORDS] = [first, second, third, segment, offset];
+        let own = self.region.post(self.me, meeting);
+        own.write(&words);
+        own.come(meeting);
+        self.wait_for_all(call)?;
+        let (mut calls_equal, mut places_equal, mut nowhere) = (true, true, segment == 0);
+        for place in self.others() {
+            let theirs = self.region.post(place, meeting).words();
+            calls_equal &= theirs[..3] == words[..3];
+            places_equal &= theirs[3..] == words[3..];
+            nowhere &= theirs[3] == 0;
+        }
+        if !calls_equal {
+            return Err(self.mismatch(meeting));
+        }
+        Ok(match location {
+            Some(location) if places_equal => Placement::Direct(location),
+            _ if nowhere => Placement::Private,
+            _ => Placement::Mixed,
+        })
+    }
+
+    #[inline]
+    fn wait_for_all(&mut self, call: &Call) -> Result<(), Error> {
+        let meeting = self.meetings;
+        for place in self.others() {
+            let post = self.region.post(place, meeting);
+            let mut looks = 0;
+            while !post.has_come(meeting) {
+                if looks == LOOKS || self.patience == Patience::GiveWay {
+                    return self.wait_long(meeting, call);
+                }
+                looks += 1;
+                std::hint::spin_loop();
+            }
+        }
+        self.region.complete(meeting);
+        if meeting == 1 {
+            self.settle();
+        }
+        Ok(())
+    }
+
+    /// After the first meeting it is known where all may run.
+    #[cold]
+    fn settle(&mut self) {
+        if self.region.processors() >= self.ranks.len() {
+            self.patience = Patience::Look;
+        }
+    }
+
+    fn all_have_come(&self, meeting: u64) -> bool {
+        self.others().all(|place| self.region.post(place, meeting).has_come(meeting))
+    }
+
+    #[cold]
+    fn wait_long(&mut self, meeting: u64, call: &Call) -> Result<(), Error> {
+        if self.patience == Patience::GiveWay {
+            for _ in 0..GIVE_WAYS {
+                if self.all_have_come(meeting) {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+        let behind = |place: usize| place != self.me && !self.region.post(place, meeting).has_come(meeting);
+        self.sleep_until(call, &|| self.all_have_come(meeting), &behind)?;
+        self.region.complete(meeting);
+        if meeting == 1 {
+            self.settle();
+        }
+        Ok(())
+    }
+
+    /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about.
+    fn sleep_until(&self, call: &Call, done: &dyn Fn() -> bool, behind: &dyn Fn(usize) -> bool) -> Result<(), Error> {
+        let start = Instant::now();
+        // Members wait for a leader that may itself wait for other hosts.
+        let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
+        let mut silent = self.spans;
+        loop {
+            let bed = self.region.lie_down();
+            if done() {
+                return Ok(());
+            }
+            let has_left = |place: &usize| self.region.has_left(*place);
+            // Left is read before the post: a rank that has come and then left is not missed. And it is read before
+            // the abort: a rank that has aborted and then left is named for the abort.
+            let gone = self.others().filter(has_left).find(|place| behind(*place) && !done());
+            self.breaker.check()?;
+            if let Some(error) = self.region.abort() {
+                return Err(self.breaker.trip(error));
+            }
+            if let Some(place) = gone {
+                return Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] }));
+            }
+            let waited = start.elapsed();
+            if waited >= limit {
+                let Some(place) = self.others().find(|place| behind(*place)) else { continue };
+                return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
+            }
+            if silent && waited >= limit / 2 {
+                silent = false;
+                self.breaker.say_waiting();
+            }
+            bed.sleep((limit - waited).min(limit / 4).min(Duration::from_millis(100)));
+        }
+    }
+
+    #[cold]
+    fn mismatch(&self, meeting: u64) -> Error {
+        let calls: Vec<Option<Call>> = (0..self.ranks.len())
+            .map(|place| {
+                let [first, second, third, ..] = self.region.post(place, meeting).words();
+                Call::from_words([first, second, third])
+            })
+            .collect();
+        let name = |call: Option<Call>| call.map_or("nothing known".to_owned(), |call| call.to_string());
+        let error = match odd_one(&calls) {
+            Some((place, expected)) => {
+                Error::Mismatch { rank: self.ranks[place], theirs: name(calls[place]), expected: name(expected) }
+            }
+            None => Error::PeerLost { rank: self.ranks[0], cause: LossCause::InvalidMessage },
+        };
+        self.breaker.trip(error)
+    }
+
+    /// `wide` is carried out by the leader while all are here.
+    pub(crate) fn barrier(&mut self, call: &Call, wide: Option<Wide<'_>>) -> Result<(), Error> {
+        self.agree(call, None)?;
+        if let Some(wide) = wide {
+            wide(DataMut::from(&mut [] as &mut [u8]))?;
+        }
+        if self.spans { self.meet(call) } else { Ok(()) }
+    }
+}
+
+/// Part `index` of `count` elements in whole cache lines, so that no two ranks write one line.
+fn aligned_part(dtype: DType, count: usize, parts: usize, index: usize) -> Range<usize> {
+    let line = 64 / dtype.size();
+    let lines = part(count.div_ceil(line), parts, index);
+    (lines.start * line).min(count)..(lines.end * line).min(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aligned_parts_cover_everything_once() {
+        for dtype in [DType::F64, DType::BF16, DType::U8] {
+            for count in [0, 1, 63, 64, 65, 1000] {
+                for parts in 1..6 {
+                    let all: Vec<usize> =
+                        (0..parts).flat_map(|index| aligned_part(dtype, count, parts, index)).collect();
+                    assert_eq!(all, (0..count).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Private buffers: they pass through the windows in chunks that fit a cache.
+//!
+//! What becomes of a chunk takes two or three intervals between meetings; each interval works on as many chunks as
+//! there are stages, so a chunk costs one meeting, not one a stage. In a reduction, with the chunks of one rank's
+//! point of view:
+//! ```text
+//! interval   0         1         2         3
+//! stage      chunk 1   chunk 2   chunk 3
+//! reduce     chunk 0   chunk 1   chunk 2   chunk 3
+//! collect              chunk 0   chunk 1   chunk 2
+//! ```
+//! A rank stages only what others reduce, reads its own slice from the caller's buffer, and leaves the result of its
+//! slice in the place of its window that nobody needs: its own.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::call::{Call, Location};
+use crate::element::{DType, Data, DataMut};
+use crate::error::Error;
+use crate::reduce::{ReduceOp, copy, fold, narrow, widen};
+use crate::segment::Segment;
+
+use super::direct::To;
+use super::{Group, Placement, Wide, aligned_part};
+
+/// How the chunks of a buffer are cut into one slice a rank.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Each chunk of the buffer is cut: slices lie one after the other.
+    Chunks { count: usize, per_chunk: usize },
+    /// The buffer has a part of `count` elements for each rank, and each part is cut into chunks.
+    Parts { count: usize, per_chunk: usize },
+}
+
+impl Cut {
+    fn chunks(self) -> usize {
+        match self {
+            Cut::Chunks { count, per_chunk } | Cut::Parts { count, per_chunk } => count.div_ceil(per_chunk).max(1),
+        }
+    }
+
+    /// The slice of `place` in a chunk, in elements of the buffer, and where it begins in a window.
+    fn slice(self, dtype: DType, ranks: usize, chunk: usize, place: usize) -> (Range<usize>, usize) {
+        match self {
+            Cut::Chunks { count, per_chunk } => {
+                let start = chunk * per_chunk;
+                let part = aligned_part(dtype, per_chunk.min(count - start), ranks, place);
+                (start + part.start..start + part.end, part.start * dtype.size())
+            }
+            Cut::Parts { count, per_chunk } => {
+                let (start, end) = (chunk * per_chunk, ((chunk + 1) * per_chunk).min(count));
+                (place * count + start..place * count + end, place * per_chunk * dtype.size())
+            }
+        }
+    }
+}
+
+/// The buffers of a reduction, which may be the same.
+struct Buffers<'a> {
+    input: Data<'a>,
+    output: DataMut<'a>,
+}
+
+type Located<'a> = (&'a Arc<Segment>, Location);
+
+impl Group {
+    /// Elements that all windows together hold of every rank's part.
+    pub(super) fn per_part(&self, dtype: DType) -> usize {
+        let line = 64 / dtype.size();
+        (self.region.window_len() / self.ranks.len() / 64 * line).max(line)
+    }
+
+    /// Reduces `input` over the ranks of the group into `output`, on all of them or one.
+    pub(crate) fn reduce(
+        &mut self,
+        call: &Call,
+        input: Data<'_>,
+        mut output: DataMut<'_>,
+        op: ReduceOp,
+        divisor: Option<usize>,
+        segment: Option<Located<'_>>,
+        root: Option<usize>,
+    ) -> Result<(), Error> {
+        let dtype = input.dtype();
+        if root.is_none() && self.is_small(input.byte_len()) {
+            return self.all_reduce_small(call, input, output, op, divisor);
+        }
+        let cut = Cut::Chunks { count: input.count(), per_chunk: self.region.window_len() / dtype.size() };
+        if segment.is_none() {
+            self.stage(input, cut, 0);
+        }
+        match self.agree(call, segment.map(|(_, location)| location))? {
+            Placement::Direct(location) => {
+                let (segment, _) = segment.expect("a direct placement is this rank's own");
+                let to = root.map_or(To::All, To::One);
+                return self.reduce_in_place(call, &output, op, divisor, (segment, location), to);
+            }
+            Placement::Mixed => {
+                if segment.is_some() {
+                    self.stage(input, cut, 0);
+                }
+                self.meet(call)?;
+            }
+            Placement::Private => {}
+        }
+        let receives = root.is_none_or(|root| root == self.me);
+        let chunks = cut.chunks();
+        for chunk in 0..chunks {
+            let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, self.me);
+            let length = slice.len() * dtype.size();
+            let own = self.region.window(self.turn + chunk as u64, self.me, offset, length);
+            let buffers = Buffers { input, output: output.reborrow() };
+            let targets = if receives { &[own, buffers.output.at(slice.start)][..] } else { &[own][..] };
+            self.fold_slice(&buffers, cut, chunk, op, divisor, targets);
+            if chunk + 1 < chunks {
+                self.stage(input, cut, chunk + 1);
+            }
+            if chunk > 0 && receives {
+                self.collect(&mut output, cut, chunk - 1);
+            }
+            self.meet(call)?;
+        }
+        if receives {
+            self.collect(&mut output, cut, chunks - 1);
+        }
+        self.turn += chunks as u64;
+        Ok(())
+    }
+
+    /// Reduces every rank's part of the inputs for that rank.
+    pub(crate) fn reduce_scatter(
+        &mut self,
+        call: &Call,
+        input: Data<'_>,
+        mut output: DataMut<'_>,
+        op: ReduceOp,
+        divisor: Option<usize>,
+    ) -> Result<(), Error> {
+        let per_chunk = self.per_part(input.dtype());
+        let cut = Cut::Parts { count: output.count(), per_chunk };
+        let chunks = cut.chunks();
+        self.stage(input, cut, 0);
+        self.agree(call, None)?;
+        for chunk in 0..chunks {
+            if chunk > 0 {
+                self.meet(call)?;
+            }
+            let target = output.at((chunk * per_chunk).min(output.count()));
+            let buffers = Buffers { input, output: output.reborrow() };
+            self.fold_slice(&buffers, cut, chunk, op, divisor, &[target]);
+            if chunk + 1 < chunks {
+                self.stage(input, cut, chunk + 1);
+            }
+        }
+        self.turn += chunks as u64;
+        Ok(())
+    }
+
+    /// Copies the slices that other ranks reduce to this rank's window.
+    fn stage(&self, input: Data<'_>, cut: Cut, chunk: usize) {
+        let dtype = input.dtype();
+        for place in self.others() {
+            let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, place);
+            let length = slice.len() * dtype.size();
+            let window = self.region.window(self.turn + chunk as u64, self.me, offset, length);
+            // SAFETY: the slice lies within the input, and in this rank's window there is room for it. Nobody reads
+            // that window now: it was last read two intervals ago.
+            unsafe { copy(input.at(slice.start), window, length) };
+        }
+    }
+
+    /// Folds this rank's slice of a chunk, of which all others have staged theirs, in the order of ranks.
+    fn fold_slice(
+        &self,
+        buffers: &Buffers<'_>,
+        cut: Cut,
+        chunk: usize,
+        op: ReduceOp,
+        divisor: Option<usize>,
+        targets: &[*mut u8],
+    ) {
+        let dtype = buffers.input.dtype();
+        let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, self.me);
+        let length = slice.len() * dtype.size();
+        let turn = self.turn + chunk as u64;
+        let sources: Vec<*const u8> = (0..self.ranks.len())
+            .map(|place| match place == self.me {
+                true => buffers.input.at(slice.start),
+                false => self.region.window(turn, place, offset, length).cast_const(),
+            })
+            .collect();
+        // SAFETY: the slice lies within the input and, where it is a target, within the output, at the same place if
+        // the two are one buffer. The others' windows hold as much and are not written before the next meeting; of
+        // this rank's window nobody reads its own slice before that.
+        unsafe { fold(dtype, op, divisor, &sources, targets, slice.len()) };
+    }
+
+    /// Copies what the others have reduced of a chunk.
+    fn collect(&self, output: &mut DataMut<'_>, cut: Cut, chunk: usize) {
+        let dtype = output.dtype();
+        for place in self.others() {
+            let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, place);
+            let length = slice.len() * dtype.size();
+            let window = self.region.window(self.turn + chunk as u64, place, offset, length);
+            // SAFETY: the slice lies within the output; the rank at `place` has left its result there before the last
+            // meeting and does not write it before everybody has come to the one after the next.
+            unsafe { copy(window.cast_const(), output.at(slice.start), length) };
+        }
+    }
+
+    /// Reduces over the ranks of this host and, through the leaders' `wide`, over all hosts. With a `receives` that
+    /// is not true for all, the others' outputs stay as they are.
+    ///
+    /// 16-bit floats go through the windows as f32, so that they are rounded once, at the end.
+    pub(crate) fn reduce_wide(
+        &mut self,
+        call: &Call,
+        input: Data<'_>,
+        mut output: DataMut<'_>,
+        op: ReduceOp,
+        receives: bool,
+        mut wide: Option<Wide<'_>>,
+    ) -> Result<(), Error> {
+        let dtype = input.dtype();
+        let wire = if dtype.is_half() { DType::F32 } else { dtype };
+        let per_chunk = self.region.window_len() / wire.size();
+        let count = input.count();
+        let chunks = count.div_ceil(per_chunk).max(1);
+        let range = |chunk: usize| chunk * per_chunk..((chunk + 1) * per_chunk).min(count);
+        self.show(wire, input, range(0), self.turn);
+        self.agree(call, None)?;
+        // Chunk by chunk: staged, reduced here, reduced between hosts, collected.
+        for interval in 0..chunks + 2 {
+            let turn = |chunk: usize| self.turn + chunk as u64;
+            if interval < chunks {
+                let length = range(interval).len();
+                let slice = aligned_part(wire, length, self.ranks.len(), self.me);
+                let windows: Vec<*mut u8> = (0..self.ranks.len())
+                    .map(|place| {
+                        self.region.window(turn(interval), place, slice.start * wire.size(), slice.len() * wire.size())
+                    })
+                    .collect();
+                let sources: Vec<*const u8> = windows.iter().map(|window| window.cast_const()).collect();
+                // SAFETY: every window holds `length` elements of the wire type, staged before the last meeting.
+                // Until the next one nobody else touches this rank's slice of any window.
+                unsafe { fold(wire, op, None, &sources, &windows[..1], slice.len()) };
+            }
+            if interval + 1 < chunks {
+                self.show(wire, input, range(interval + 1), turn(interval + 1));
+            }
+            if let Some(chunk) = interval.checked_sub(2)
+                && receives
+            {
+                self.take(wire, &mut output, range(chunk), turn(chunk));
+            }
+            if interval == chunks + 1 {
+                break;
+            }
+            if let Some(chunk) = interval.checked_sub(1)
+                && let Some(wide) = &mut wide
+            {
+                let length = range(chunk).len();
+                let window = self.region.window(turn(chunk), 0, 0, length * wire.size());
+                // SAFETY: in this interval the leader alone touches the reduced chunk in its window.
+                wide(unsafe { DataMut::from_raw(wire, window, length) })?;
+            }
+            self.meet(call)?;
+        }
+        self.turn += chunks as u64;
+        Ok(())
+    }
+
+    /// Copies a range of the input to this rank's window.
+    fn show(&self, wire: DType, input: Data<'_>, range: Range<usize>, turn: u64) {
+        let window = self.region.window(turn, self.me, 0, range.len() * wire.size());
+        // SAFETY: the range lies within the input and, in the wire type, fits the window, which nobody reads now.
+        unsafe {
+            if wire == input.dtype() {
+                copy(input.at(range.start), window, range.len() * wire.size());
+            } else {
+                widen(input.dtype(), input.at(range.start), window, range.len());
+            }
+        }
+    }
+
+    /// Copies a range of the result from the leader's window.
+    fn take(&self, wire: DType, output: &mut DataMut<'_>, range: Range<usize>, turn: u64) {
+        let window = self.region.window(turn, 0, 0, range.len() * wire.size()).cast_const();
+        // SAFETY: as for showing; nobody writes the window in this interval.
+        unsafe {
+            if wire == output.dtype() {
+                copy(window, output.at(range.start), range.len() * wire.size());
+            } else {
+                narrow(output.dtype(), window, output.at(range.start), range.len());
+            }
+        }
+    }
+}
