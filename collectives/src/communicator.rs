@@ -13,6 +13,7 @@ use crate::engine::{Engine, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
 use crate::monitor::{ControlLink, Monitor};
 use crate::order::Order;
+use crate::origin::{Origin, SEAT, Seat};
 use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::segment::{Segment, SharedBuffer};
@@ -46,6 +47,7 @@ struct Inner {
     segments: Mutex<Vec<Weak<Segment>>>,
     /// How many segments there may be, readable without the lock.
     allocated: AtomicUsize,
+    origin: Origin,
 }
 
 impl Communicator {
@@ -396,6 +398,34 @@ impl Communicator {
         })
     }
 
+    /// Forms communicators of some of the ranks each: of those that give the same color, ranked by `key` and, where
+    /// that is equal, by their rank here. Who gives no color gets none. Every rank calls it.
+    ///
+    /// A new communicator lives on its own: it has the epoch and the timeouts of this one, and its own end.
+    pub fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Communicator>, Error> {
+        let ticket = self.inner.order.ticket();
+        let (inner, rank) = (&self.inner, self.inner.rank);
+        let (sequence, seats, listener) = inner.run(ticket, Kind::Split, DType::U8, 0, |engine, call| {
+            let (listener, port) = inner.origin.listen(rank).map_err(|error| inner.breaker.trip(error))?;
+            let own = Seat { color, key, port };
+            let mut seats = vec![0i64; SEAT * inner.world];
+            engine.all_gather(call, (&own.encode()).into(), (&mut seats).into())?;
+            Ok((call.sequence, seats, listener))
+        })?;
+        let Some(color) = color else { return Ok(None) };
+        let (seats, _) = seats.as_chunks::<SEAT>();
+        let mut members: Vec<(i32, usize, u16)> = seats
+            .iter()
+            .enumerate()
+            .map(|(rank, seat)| (rank, Seat::decode(seat)))
+            .filter(|(_, seat)| seat.color == Some(color))
+            .map(|(rank, seat)| (seat.key, rank, seat.port))
+            .collect();
+        members.sort_unstable();
+        let config = inner.origin.part(rank, inner.epoch, sequence, color, &members, listener);
+        Communicator::connect(config).map(Some)
+    }
+
     fn start<R: Send + 'static>(
         &self,
         operation: impl FnOnce(&Inner, u64) -> (R, Result<(), Error>) + Send + 'static,
@@ -669,6 +699,7 @@ impl Offsets {
 fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
     let Config { rank, world, epoch, peers, listener, secret, transports, connect_timeout, timeout, abort: _ } = config;
     let topology = Topology::new(&peers, transports);
+    let origin = Origin { peers: peers.clone(), secret: secret.clone(), transports, connect_timeout, timeout };
     let (host, place) = topology.place(rank);
     let members = &topology.groups[host];
     let identity = Identity {
@@ -732,6 +763,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         engine: Mutex::new(engine),
         segments: Mutex::default(),
         allocated: AtomicUsize::new(0),
+        origin,
     };
     Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor })
 }

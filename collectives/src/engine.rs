@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::reduce::ReduceOp;
 use crate::segment::Segment;
 use crate::transport::memory;
-use crate::transport::shm::{Group, Incoming, Outgoing};
+use crate::transport::shm::{Buffers, Group, Incoming, Outgoing};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::Ring;
 
@@ -62,7 +62,7 @@ impl Engine {
 
     /// Whether an operation on this many bytes profits from where they lie.
     pub(crate) fn reduces_in_place(&self, bytes: usize) -> bool {
-        self.group.as_ref().is_some_and(|group| !self.topology.spans_hosts() && !group.is_small(bytes))
+        self.group.as_ref().is_some_and(|group| !self.topology.spans_hosts() && group.reduces_in_place(bytes))
     }
 
     fn divisor(&self, op: ReduceOp) -> Option<usize> {
@@ -88,7 +88,7 @@ impl Engine {
         if !spans {
             let located = located.as_ref().map(|(segment, location)| (segment, *location));
             let root = root.map(|root| self.topology.place(root).1);
-            return group.reduce(call, input, output, op, divisor, located, root);
+            return group.reduce(call, Buffers { input, output }, op, divisor, located, root);
         }
         let mut wide = self.ring.as_mut().map(|ring| |data: DataMut<'_>| ring.all_reduce(call, data, op, divisor));
         let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);

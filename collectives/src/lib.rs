@@ -27,6 +27,7 @@ mod error;
 mod monitor;
 pub mod nccl;
 mod order;
+mod origin;
 mod pending;
 mod reduce;
 mod schedule;

@@ -194,7 +194,7 @@ const AHEAD: usize = 1024;
 /// Asks for a line to write to. Where another processor's cache holds it changed, one passage brings both the data
 /// and the right to change them; a plain read would bring the data, and the write would ask again.
 #[inline(always)]
-unsafe fn claim(line: *mut u8) {
+pub(super) unsafe fn claim(line: *mut u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint that never faults; processors without it take it for one that does nothing.
     unsafe {
@@ -212,18 +212,26 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     let Work { divisor, sources, targets, count, .. } = *work;
     let Some((first, others)) = sources.split_first() else { return };
     let whole = count - count % BLOCK;
+    let claims = targets.len() > 1;
+    let claim_lines = |from: usize, to: usize| {
+        for target in targets {
+            for byte in (from * size_of::<T>()..to.min(whole) * size_of::<T>()).step_by(64) {
+                // SAFETY: it touches nothing.
+                unsafe { claim(target.wrapping_add(byte)) };
+            }
+        }
+    };
+    let ahead = AHEAD / size_of::<T>();
+    if claims {
+        claim_lines(0, ahead);
+    }
     let mut start = 0;
     while start < whole {
+        if claims {
+            claim_lines(start + ahead, start + ahead + BLOCK);
+        }
         // SAFETY: start + BLOCK <= count; the caller vouches for the pointers.
         unsafe {
-            if targets.len() > 1 && start + BLOCK + AHEAD / size_of::<T>() <= whole {
-                for target in targets {
-                    let block = target.cast::<T>().add(start).cast::<u8>();
-                    for line in 0..(BLOCK * size_of::<T>()).div_ceil(64) {
-                        claim(block.wrapping_add(AHEAD + 64 * line));
-                    }
-                }
-            }
             let mut partials = first.cast::<T>().add(start).cast::<[T; BLOCK]>().read().map(T::widen);
             for source in others {
                 let values = source.cast::<T>().add(start).cast::<[T; BLOCK]>().read();

@@ -42,6 +42,7 @@ use crate::schedule::part;
 pub(crate) use message::{Incoming, Outgoing};
 pub(crate) use region::Region;
 use region::WORDS;
+pub(crate) use staged::Buffers;
 
 /// What all ranks of the group found when they compared their calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,40 +1,51 @@
 //! Little data: every rank shows all of it to all others, and each folds for itself. One meeting is all it takes.
 
-use crate::call::Call;
 use crate::element::{Data, DataMut};
-use crate::error::Error;
-use crate::reduce::{ReduceOp, fold};
+use crate::reduce::{ReduceOp, copy_to_read, fold};
 
-use super::Group;
+use super::{Group, Patience};
 
-/// Up to this many bytes of all ranks together each reads all of them: reading the others' slices twice over would
-/// cost less than a second meeting does.
-const AT_ONCE: usize = 32 << 10;
+/// Up to this many bytes of all ranks together each reads all of them: reading the others' slices twice over costs
+/// less than a second meeting does.
+const AT_ONCE: usize = 12 << 10;
+
+/// The same where ranks share processors, which makes meetings dear.
+const AT_ONCE_SHARING: usize = 64 << 10;
 
 /// The most ranks whose windows are folded without a list on the heap.
 const FEW: usize = 16;
 
 impl Group {
-    pub(crate) fn is_small(&self, bytes: usize) -> bool {
-        bytes * self.ranks.len() <= AT_ONCE && bytes <= self.region.window_len()
+    /// Whether data of each rank's `bytes` goes at once, if it is not in place already.
+    pub(super) fn goes_at_once(&self, bytes: usize) -> bool {
+        let limit = match self.patience {
+            Patience::Look => AT_ONCE,
+            Patience::GiveWay => AT_ONCE_SHARING,
+        };
+        bytes * self.ranks.len() <= limit && bytes <= self.region.window_len()
     }
 
-    /// Folds the inputs of all ranks into `output`; all ranks in the same order, so their results are bitwise equal.
+    /// Whether it matters where data of each rank's `bytes` lies: a meeting more must be cheaper than two copies. The
+    /// same on all ranks.
+    pub(crate) fn reduces_in_place(&self, bytes: usize) -> bool {
+        self.patience == Patience::Look || bytes * self.ranks.len() > AT_ONCE_SHARING / 4
+    }
+
+    /// Shows this rank's input to the others.
     #[inline]
-    pub(super) fn all_reduce_small(
-        &mut self,
-        call: &Call,
-        input: Data<'_>,
-        output: DataMut<'_>,
-        op: ReduceOp,
-        divisor: Option<usize>,
-    ) -> Result<(), Error> {
-        let (dtype, bytes) = (input.dtype(), input.byte_len());
+    pub(super) fn show_all(&self, input: Data<'_>) {
+        let bytes = input.byte_len();
         let own = self.region.window(self.turn, self.me, 0, bytes);
         // SAFETY: the window has room for the bytes. Nobody reads it: what was read from this set lies four turns
         // back. Inputs do not overlap windows, which only this module knows.
-        unsafe { std::ptr::copy_nonoverlapping(input.pointer(), own, bytes) };
-        self.agree(call, None)?;
+        unsafe { copy_to_read(input.pointer(), own, bytes) };
+    }
+
+    /// Folds the inputs that all ranks have shown into `output`; all ranks in the same order, so their results are
+    /// bitwise equal.
+    #[inline]
+    pub(super) fn fold_all(&mut self, output: DataMut<'_>, op: ReduceOp, divisor: Option<usize>) {
+        let (dtype, bytes) = (output.dtype(), output.byte_len());
         let window = |place: usize| self.region.window(self.turn, place, 0, bytes).cast_const();
         let ranks = self.ranks.len();
         // SAFETY: after the meeting every window holds its rank's input, which nobody writes until this rank has come
@@ -49,6 +60,5 @@ impl Group {
             }
         }
         self.turn += 1;
-        Ok(())
     }
 }

@@ -57,9 +57,9 @@ impl Cut {
 }
 
 /// The buffers of a reduction, which may be the same.
-struct Buffers<'a> {
-    input: Data<'a>,
-    output: DataMut<'a>,
+pub(crate) struct Buffers<'a> {
+    pub(crate) input: Data<'a>,
+    pub(crate) output: DataMut<'a>,
 }
 
 type Located<'a> = (&'a Arc<Segment>, Location);
@@ -75,20 +75,20 @@ impl Group {
     pub(crate) fn reduce(
         &mut self,
         call: &Call,
-        input: Data<'_>,
-        mut output: DataMut<'_>,
+        buffers: Buffers<'_>,
         op: ReduceOp,
         divisor: Option<usize>,
         segment: Option<Located<'_>>,
         root: Option<usize>,
     ) -> Result<(), Error> {
+        let Buffers { input, mut output } = buffers;
         let dtype = input.dtype();
-        if root.is_none() && self.is_small(input.byte_len()) {
-            return self.all_reduce_small(call, input, output, op, divisor);
-        }
+        let receives = root.is_none_or(|root| root == self.me);
         let cut = Cut::Chunks { count: input.count(), per_chunk: self.region.window_len() / dtype.size() };
+        let at_once = self.goes_at_once(input.byte_len());
+        let show = |group: &Group| if at_once { group.show_all(input) } else { group.stage(input, cut, 0) };
         if segment.is_none() {
-            self.stage(input, cut, 0);
+            show(self);
         }
         match self.agree(call, segment.map(|(_, location)| location))? {
             Placement::Direct(location) => {
@@ -98,13 +98,20 @@ impl Group {
             }
             Placement::Mixed => {
                 if segment.is_some() {
-                    self.stage(input, cut, 0);
+                    show(self);
                 }
                 self.meet(call)?;
             }
             Placement::Private => {}
         }
-        let receives = root.is_none_or(|root| root == self.me);
+        if at_once {
+            if receives {
+                self.fold_all(output, op, divisor);
+            } else {
+                self.turn += 1;
+            }
+            return Ok(());
+        }
         let chunks = cut.chunks();
         for chunk in 0..chunks {
             let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, self.me);
