@@ -403,6 +403,18 @@ pub(crate) enum Operation {
     AllGather,
     /// Every rank gets what rank 0 gave
     Broadcast,
+    /// Rank 0 gets the combination of what all gave
+    Reduce,
+    /// Rank 0 gets what all gave, one after the other
+    Gather,
+    /// Every rank gets its part of what rank 0 gave
+    Scatter,
+    /// Every rank gets its part of what each gave
+    #[value(name = "all_to_all", alias = "alltoall", alias = "all-to-all")]
+    AllToAll,
+    /// Every rank sends to the next and receives from the one before
+    #[value(name = "send_recv", alias = "sendrecv", alias = "send-recv")]
+    SendRecv,
     /// Nothing is given; returns when all have called it
     Barrier,
 }

@@ -64,7 +64,9 @@ fn an_all_reduce_is_measured_with_both_kinds_of_buffers_and_beside_the_memory() 
 
 #[test]
 fn every_operation_has_right_results_over_either_transport() {
-    for operation in ["reduce_scatter", "all_gather", "broadcast"] {
+    let operations =
+        ["reduce_scatter", "all_gather", "broadcast", "reduce", "gather", "scatter", "all_to_all", "send_recv"];
+    for operation in operations {
         for (transport, dtype, op) in [("shm", "bf16", "sum"), ("tcp", "i32", "max")] {
             let (_, ended) = bench(&[
                 operation,

@@ -8,7 +8,7 @@ use super::operation::{parse_dtype, parse_op};
 use crate::cli::{BufferKind, Operation};
 
 /// The form of these lines; rivals that were built for another one are refused.
-pub(super) const PROTOCOL: &str = "1";
+pub(super) const PROTOCOL: &str = "2";
 
 /// Some iterations of one case.
 #[derive(Clone, Copy, Debug, PartialEq)]

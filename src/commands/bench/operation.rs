@@ -17,6 +17,11 @@ impl Operation {
             Operation::ReduceScatter => "reduce_scatter",
             Operation::AllGather => "all_gather",
             Operation::Broadcast => "broadcast",
+            Operation::Reduce => "reduce",
+            Operation::Gather => "gather",
+            Operation::Scatter => "scatter",
+            Operation::AllToAll => "all_to_all",
+            Operation::SendRecv => "send_recv",
             Operation::Barrier => "barrier",
         }
     }
@@ -26,7 +31,7 @@ impl Operation {
     }
 
     pub(super) fn reduces(self) -> bool {
-        matches!(self, Operation::AllReduce | Operation::ReduceScatter)
+        matches!(self, Operation::AllReduce | Operation::ReduceScatter | Operation::Reduce)
     }
 
     /// What the ranks give is made for.
@@ -36,7 +41,8 @@ impl Operation {
 
     /// Whether a size is made of a part for each rank.
     fn is_split(self) -> bool {
-        matches!(self, Operation::ReduceScatter | Operation::AllGather)
+        use Operation::*;
+        matches!(self, ReduceScatter | AllGather | Gather | Scatter | AllToAll)
     }
 
     /// The largest size up to `size` that the operation can have. A barrier has none.
@@ -47,15 +53,15 @@ impl Operation {
 
     /// Bytes that a rank gives, of a whole of `size`.
     pub(super) fn given(self, size: usize, ranks: usize) -> usize {
-        if self == Operation::AllGather { size / ranks } else { size }
+        if matches!(self, Operation::AllGather | Operation::Gather) { size / ranks } else { size }
     }
 
     /// Bytes that a rank gets beside what it gave; 0 where the result takes the place of what was given.
     pub(super) fn got(self, size: usize, ranks: usize) -> usize {
         match self {
-            Operation::AllReduce | Operation::Broadcast | Operation::Barrier => 0,
-            Operation::ReduceScatter => size / ranks,
-            Operation::AllGather => size,
+            Operation::AllReduce | Operation::Broadcast | Operation::Reduce | Operation::Barrier => 0,
+            Operation::ReduceScatter | Operation::Scatter => size / ranks,
+            Operation::AllGather | Operation::Gather | Operation::AllToAll | Operation::SendRecv => size,
         }
     }
 
@@ -65,8 +71,9 @@ impl Operation {
         let ranks = ranks as f64;
         match self {
             Operation::AllReduce => 2.0 * (ranks - 1.0) / ranks,
-            Operation::ReduceScatter | Operation::AllGather => (ranks - 1.0) / ranks,
-            Operation::Broadcast => 1.0,
+            Operation::ReduceScatter | Operation::AllGather | Operation::AllToAll => (ranks - 1.0) / ranks,
+            Operation::Gather | Operation::Scatter => (ranks - 1.0) / ranks,
+            Operation::Broadcast | Operation::Reduce | Operation::SendRecv => 1.0,
             Operation::Barrier => 0.0,
         }
     }
@@ -121,7 +128,10 @@ mod tests {
         assert_eq!(Operation::AllReduce.bus_factor(4), 1.5);
         assert_eq!(Operation::ReduceScatter.bus_factor(4), 0.75);
         assert_eq!(Operation::AllGather.bus_factor(8), 0.875);
-        assert_eq!(Operation::Broadcast.bus_factor(4), 1.0);
+        assert_eq!(Operation::AllToAll.bus_factor(4), 0.75);
+        for operation in [Operation::Broadcast, Operation::Reduce, Operation::SendRecv] {
+            assert_eq!(operation.bus_factor(4), 1.0);
+        }
     }
 
     #[test]

@@ -168,6 +168,8 @@ fn measure(communicator: &Communicator, buffers: &mut Buffers<'_>, run: &Run) ->
         let started = Instant::now();
         operate(communicator, run, given, got)?;
         let took = started.elapsed();
+        // Where ranks share a processor, one that checks its result would keep another from ending.
+        communicator.barrier()?;
         times.wrong += wrong(operation, recipe, given, got, rank, world) as u64;
         if iteration >= warmup {
             times.nanoseconds.push(took.as_nanos() as u64);
@@ -181,29 +183,48 @@ fn measure(communicator: &Communicator, buffers: &mut Buffers<'_>, run: &Run) ->
 /// What is timed.
 #[inline]
 fn operate(communicator: &Communicator, run: &Run, given: &mut [u8], got: &mut [u8]) -> Result<()> {
-    let dtype = run.dtype;
+    let (dtype, op) = (run.dtype, run.op);
+    let (rank, world) = (communicator.rank(), communicator.world());
+    // The calls that take two buffers, and those that take one.
+    let (input, output) = match run.operation {
+        Operation::AllReduce => return Ok(communicator.all_reduce(DataMut::from_bytes(dtype, given)?, op)?),
+        Operation::Broadcast => return Ok(communicator.broadcast(DataMut::from_bytes(dtype, given)?, ROOT)?),
+        Operation::Reduce => return Ok(communicator.reduce(DataMut::from_bytes(dtype, given)?, op, ROOT)?),
+        Operation::Barrier => return Ok(communicator.barrier()?),
+        _ => (Data::from_bytes(dtype, given)?, DataMut::from_bytes(dtype, got)?),
+    };
     match run.operation {
-        Operation::AllReduce => communicator.all_reduce(DataMut::from_bytes(dtype, given)?, run.op)?,
-        Operation::Broadcast => communicator.broadcast(DataMut::from_bytes(dtype, given)?, ROOT)?,
-        Operation::Barrier => communicator.barrier()?,
-        Operation::AllGather => {
-            communicator.all_gather(Data::from_bytes(dtype, given)?, DataMut::from_bytes(dtype, got)?)?;
+        Operation::ReduceScatter => communicator.reduce_scatter(input, output, op)?,
+        Operation::Gather => communicator.gather(input, (rank == ROOT).then_some(output), ROOT)?,
+        Operation::Scatter => communicator.scatter((rank == ROOT).then_some(input), output, ROOT)?,
+        Operation::AllToAll => communicator.all_to_all(input, output)?,
+        Operation::SendRecv if world > 1 => {
+            communicator.send_receive(input, (rank + 1) % world, output, (rank + world - 1) % world)?;
         }
-        Operation::ReduceScatter => {
-            communicator.reduce_scatter(Data::from_bytes(dtype, given)?, DataMut::from_bytes(dtype, got)?, run.op)?;
-        }
+        // Alone, a rank sends to itself what it gathers.
+        _ => communicator.all_gather(input, output)?,
     }
     Ok(())
 }
 
 /// How many elements of this rank's result are not what they should be.
 fn wrong(operation: Operation, recipe: Recipe, given: &[u8], got: &[u8], rank: usize, world: usize) -> usize {
+    let part = got.len() / recipe.dtype.size();
     match operation {
         Operation::AllReduce => recipe.wrong_reduced(given, 0, world),
+        Operation::Reduce if rank == ROOT => recipe.wrong_reduced(given, 0, world),
+        Operation::ReduceScatter => recipe.wrong_reduced(got, rank * part, world),
         Operation::Broadcast => recipe.wrong_copied(given, 0, ROOT),
-        Operation::Barrier => 0,
-        Operation::AllGather => parts(got, world).map(|(from, part)| recipe.wrong_copied(part, 0, from)).sum(),
-        Operation::ReduceScatter => recipe.wrong_reduced(got, rank * (got.len() / recipe.dtype.size()), world),
+        Operation::Scatter => recipe.wrong_copied(got, rank * part, ROOT),
+        Operation::SendRecv => recipe.wrong_copied(got, 0, (rank + world - 1) % world),
+        Operation::AllToAll => parts(got, world)
+            .map(|(from, part)| recipe.wrong_copied(part, rank * (part.len() / recipe.dtype.size()), from))
+            .sum(),
+        Operation::Gather if rank != ROOT => 0,
+        Operation::AllGather | Operation::Gather => {
+            parts(got, world).map(|(from, part)| recipe.wrong_copied(part, 0, from)).sum()
+        }
+        Operation::Reduce | Operation::Barrier => 0,
     }
 }
 
