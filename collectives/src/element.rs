@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -136,8 +137,24 @@ impl<'a> Data<'a> {
         self.count
     }
 
+    pub(crate) fn pointer(&self) -> *const u8 {
+        self.pointer
+    }
+
     pub(crate) fn byte_len(&self) -> usize {
         self.count * self.dtype.size()
+    }
+
+    /// Where element `index` is, or the end.
+    pub(crate) fn at(&self, index: usize) -> *const u8 {
+        self.part(&(index..self.count.max(index)))
+    }
+
+    /// Where a range of elements is.
+    pub(crate) fn part(&self, range: &Range<usize>) -> *const u8 {
+        assert!(range.start <= range.end && range.end <= self.count, "a range lies within its buffer");
+        // SAFETY: start <= self.count, so the pointer stays within the borrowed elements.
+        unsafe { self.pointer.add(range.start * self.dtype.size()) }
     }
 }
 
@@ -171,6 +188,18 @@ impl<'a> DataMut<'a> {
 
     pub(crate) fn byte_len(&self) -> usize {
         self.count * self.dtype.size()
+    }
+
+    /// Where element `index` is, or the end.
+    pub(crate) fn at(&self, index: usize) -> *mut u8 {
+        self.part(&(index..self.count.max(index)))
+    }
+
+    /// Where a range of elements is.
+    pub(crate) fn part(&self, range: &Range<usize>) -> *mut u8 {
+        assert!(range.start <= range.end && range.end <= self.count, "a range lies within its buffer");
+        // SAFETY: start <= self.count, so the pointer stays within the borrowed elements.
+        unsafe { self.pointer.add(range.start * self.dtype.size()) }
     }
 
     pub(crate) fn reborrow(&mut self) -> DataMut<'_> {
