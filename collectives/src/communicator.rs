@@ -21,7 +21,7 @@ use crate::segment::{Segment, SharedBuffer};
 use crate::transport::connect::Identity;
 use crate::transport::shm::{Group, Region};
 use crate::transport::stream::{Interruption, Stream};
-use crate::transport::tcp::{self, Ring};
+use crate::transport::tcp::{Members, Network};
 use crate::transport::{memory, unix};
 
 /// Bytes of a rank's window: small enough that the windows of a few ranks stay in cache, and larger where each turn
@@ -61,7 +61,8 @@ struct Engine {
     rank: usize,
     world: usize,
     group: Option<Group>,
-    ring: Option<Ring>,
+    /// The network, and the leaders that meet there.
+    wide: Option<(Network, Members)>,
     /// For file descriptors: the leader's to its members, or a member's to its leader.
     memory: Vec<Stream>,
     breaker: Arc<Breaker>,
@@ -354,14 +355,16 @@ impl Engine {
         segment: Option<(Arc<Segment>, Location)>,
     ) -> Result<(), Error> {
         let divisor = (op == ReduceOp::Mean).then_some(self.world);
-        let (group, ring) = (&mut self.group, &mut self.ring);
+        let (group, wide) = (&mut self.group, &mut self.wide);
         if let Some(group) = group {
             let segment = segment.as_ref().map(|(segment, location)| (segment, *location));
-            let mut wide = ring.as_mut().map(|ring| |data: DataMut<'_>| ring.all_reduce(call, data, op, divisor));
+            let mut wide = wide
+                .as_mut()
+                .map(|(network, leaders)| |data: DataMut<'_>| network.all_reduce(leaders, call, data, op, divisor));
             let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
             return group.all_reduce(call, data, op, divisor, segment, wide);
         }
-        let Some(ring) = ring else { return Ok(()) };
+        let Some((network, leaders)) = wide else { return Ok(()) };
         // Where other hosts go turn by turn, so does this one.
         let wire = if data.dtype().is_half() { DType::F32 } else { data.dtype() };
         let per_turn =
@@ -369,7 +372,14 @@ impl Engine {
         for turn in 0..data.count().div_ceil(per_turn).max(1) {
             let start = turn * per_turn;
             let length = per_turn.min(data.count() - start);
-            ring.all_reduce(call, data.range(start, length), op, divisor)?;
+            let turn = data.range(start, length);
+            match self.topology.shares_memory() {
+                // The leaders of larger hosts have sums in f32.
+                true => {
+                    network.in_full_width(turn, |network, data| network.all_reduce(leaders, call, data, op, divisor))?
+                }
+                false => network.all_reduce(leaders, call, turn, op, divisor)?,
+            }
         }
         Ok(())
     }
@@ -388,8 +398,8 @@ impl Engine {
         {
             group.broadcast(call, data.reborrow(), root_place, segment)?;
         }
-        if let Some(ring) = &mut self.ring {
-            ring.broadcast(call, data.reborrow(), root_host)?;
+        if let Some((network, leaders)) = &mut self.wide {
+            network.broadcast(leaders, call, data.reborrow(), root_host)?;
         }
         if let Some(group) = &mut self.group
             && root_host != self.host
@@ -400,7 +410,7 @@ impl Engine {
     }
 
     fn barrier(&mut self, call: &Call) -> Result<(), Error> {
-        let mut wide = self.ring.as_mut().map(|ring| |_: DataMut<'_>| ring.barrier(call));
+        let mut wide = self.wide.as_mut().map(|(network, leaders)| |_: DataMut<'_>| network.barrier(leaders, call));
         match &mut self.group {
             Some(group) => {
                 let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
@@ -412,6 +422,11 @@ impl Engine {
 
     fn all_gather(&mut self, call: &Call, input: Data<'_>, mut output: DataMut<'_>) -> Result<(), Error> {
         let count = input.count();
+        if let Some((network, members)) = &mut self.wide
+            && members.ranks.len() == self.world
+        {
+            return network.all_gather(members, call, input, output);
+        }
         output.range(self.rank * count, count).copy_from(&input);
         for root in 0..self.world {
             self.broadcast(call, output.range(root * count, count), root, None)?;
@@ -426,6 +441,12 @@ impl Engine {
         mut output: DataMut<'_>,
         op: ReduceOp,
     ) -> Result<(), Error> {
+        if let Some((network, members)) = &mut self.wide
+            && members.ranks.len() == self.world
+        {
+            let divisor = (op == ReduceOp::Mean).then_some(self.world);
+            return network.reduce_scatter(members, call, input, output, op, divisor);
+        }
         // Words of u64 are aligned for every dtype.
         let mut whole = vec![0u64; input.byte_len().div_ceil(8)];
         let mut whole = DataMut::over(input.dtype(), &mut whole, input.count());
@@ -477,7 +498,8 @@ impl Engine {
 }
 
 fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
-    let Config { rank, world, epoch, peers, listener, secret, transports, connect_timeout, timeout, abort: _ } = config;
+    let Config { rank, world, epoch, peers, listener, secret, transports, tcp, connect_timeout, timeout, abort: _ } =
+        config;
     let topology = Topology::new(&peers, transports);
     let (host, place) = topology.place(rank);
     let members = &topology.groups[host];
@@ -501,11 +523,14 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         memory = connected.memory;
         region = Some(connected.region);
     }
-    let mut ring = None;
+    let mut wide = None;
     if spans && place == 0 {
-        let leaders: Vec<_> = topology.groups.iter().map(|group| (group[0] as u32, peers[group[0]].address)).collect();
-        let (connected, controls) = tcp::connect(&identity, &leaders, host, &listener, timeout)?;
-        ring = Some(connected);
+        let leaders = Members { ranks: topology.groups.iter().map(|group| group[0]).collect(), me: host };
+        let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
+        let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
+        let (network, controls) =
+            Network::connect(&identity, &addresses, &leaders.ranks, listener, local_ranks, &tcp, timeout)?;
+        wide = Some((network, leaders));
         links.extend(controls);
     }
     let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
@@ -520,7 +545,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
     let members = members.clone();
     let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
     let breaker = Arc::clone(breaker);
-    let engine = Engine { topology, host, rank, world, group, ring, memory, breaker: Arc::clone(&breaker), timeout };
+    let engine = Engine { topology, host, rank, world, group, wide, memory, breaker: Arc::clone(&breaker), timeout };
     let inner = Inner {
         rank,
         world,

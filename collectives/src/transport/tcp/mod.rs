@@ -1,328 +1,106 @@
-//! The ring of hosts: each leader has a connection to the next and one from the previous, and carries schedules out
-//! over them.
+//! The network: what ranks of different hosts do together over TCP.
 //!
-//! Before its data every passage sends its call, so neighbours that disagree find out before they touch a buffer.
-//! Lengths are never read from the wire: they follow from the call that both ends have.
+//! ```text
+//! operations   an operation is one passage, or several: a schedule with the buffers it works on
+//!   options    which schedule; settings
+//!   passage    carries a schedule out: headers compared, sends and receives overlapped
+//!     wire     rounding what goes out, combining what comes in
+//!     frame    headers
+//!   links      connections, made when first needed; waits, and whom they blame
+//!     table    the state of each, shared with
+//!     acceptor the thread that accepts, from authenticated ranks of this epoch only
+//!     socket   socket options
+//! ```
 
-#![allow(unsafe_code)]
+mod acceptor;
+mod frame;
+mod links;
+mod operations;
+pub(crate) mod options;
+mod passage;
+mod socket;
+mod table;
+#[cfg(test)]
+mod tests;
+mod wire;
 
-use std::collections::BTreeSet;
-use std::io::IoSlice;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::poll::PollFlags;
+use acceptor::Acceptor;
+use links::Links;
+use options::TcpOptions;
+use passage::Scratch;
+use table::{Key, Table};
 
-use crate::breaker::{Breaker, GRACE};
-use crate::call::{CALL_BYTES, Call};
-use crate::element::{DType, DataMut};
-use crate::error::{Error, LossCause};
+use crate::error::Error;
 use crate::monitor::ControlLink;
-use crate::reduce::{ReduceOp, fold, narrow, widen};
-use crate::schedule::{Action, Step, chain_broadcast, ring_all_reduce};
-use crate::transport::connect::{Identity, accept, dial};
+use crate::transport::connect::Identity;
 use crate::transport::handshake::Purpose;
-use crate::transport::stream::{Interruption, Stream, wait};
 
-/// Bytes reduced or passed on at a time. A multiple of every element's size.
-const SEGMENT: usize = 256 << 10;
+/// How long a rank with a processor of its own looks for data again and again before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
 
-/// Precedes the data of every passage: the call, and the how many-eth passage of this ring it is.
-const HEADER: usize = CALL_BYTES + 8;
-
-pub(crate) struct Ring {
-    me: usize,
-    size: usize,
-    next: Stream,
-    next_rank: usize,
-    previous: Stream,
-    previous_rank: usize,
-    passages: u64,
-    /// Received bytes that wait to be reduced; u64 for their alignment.
-    incoming: Vec<u64>,
-    breaker: Arc<Breaker>,
-    timeout: Duration,
+/// This rank's connections to other ranks.
+pub(crate) struct Network {
+    // First to go: nobody is let in any more when the connections are closed.
+    _acceptor: Acceptor,
+    links: Links,
+    scratch: Scratch,
+    /// For operations that need memory beside the caller's; u64 for its alignment.
+    workspace: Vec<u64>,
+    options: TcpOptions,
 }
 
-/// Connects the ring of `leaders`; gives it with the control connections to both neighbours.
-pub(crate) fn connect(
-    identity: &Identity,
-    leaders: &[(u32, SocketAddr)],
-    me: usize,
-    listener: &TcpListener,
-    timeout: Duration,
-) -> Result<(Ring, [ControlLink; 2]), Error> {
-    let size = leaders.len();
-    let (next_rank, next_address) = leaders[(me + 1) % size];
-    let (previous_rank, _) = leaders[(me + size - 1) % size];
-    listener.set_nonblocking(true).map_err(|error| identity.system("listener", error))?;
-    let expected = BTreeSet::from([(previous_rank, Purpose::Data), (previous_rank, Purpose::Control)]);
-    let open = |timeout: Duration| Stream::from_tcp(TcpStream::connect_timeout(&next_address, timeout)?);
-    let (dialed, accepted) = std::thread::scope(|scope| {
-        // Either half's failure ends the other.
-        let trip = |error| identity.breaker.trip(error);
-        let dialing = scope.spawn(move || {
-            let data = dial(identity, next_rank, Purpose::Data, open).map_err(trip)?;
-            Ok((data, dial(identity, next_rank, Purpose::Control, open).map_err(trip)?))
-        });
-        let next = || Stream::from_tcp(listener.accept()?.0);
-        let accepted = accept(identity, listener.as_fd(), next, expected).map_err(trip);
-        let dialed = dialing.join().unwrap_or_else(|_| Err(identity.system("connect", "a thread ended")));
-        (dialed, accepted)
-    });
-    let mut accepted = accepted?;
-    let (next, next_control) = dialed?;
-    let previous = accepted.remove(&(previous_rank, Purpose::Data));
-    let previous_control = accepted.remove(&(previous_rank, Purpose::Control));
-    let (Some(previous), Some(previous_control)) = (previous, previous_control) else {
-        return Err(identity.system("connect", "a connection is missing"));
-    };
-    let link = |rank: u32, stream| ControlLink { rank: rank as usize, stream, process: None };
-    let ring = Ring {
-        me,
-        size,
-        next,
-        next_rank: next_rank as usize,
-        previous,
-        previous_rank: previous_rank as usize,
-        passages: 0,
-        incoming: Vec::new(),
-        breaker: Arc::clone(&identity.breaker),
-        timeout,
-    };
-    Ok((ring, [link(next_rank, next_control), link(previous_rank, previous_control)]))
+/// Which ranks take part in an operation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Members {
+    /// World ranks, ascending.
+    pub(crate) ranks: Vec<usize>,
+    /// This rank's index among them.
+    pub(crate) me: usize,
 }
 
-impl Ring {
-    /// Reduces `data` over the ring. `divisor` divides each completed value. 16-bit floats travel as f32.
-    pub(crate) fn all_reduce(
-        &mut self,
-        call: &Call,
-        mut data: DataMut<'_>,
-        op: ReduceOp,
-        divisor: Option<usize>,
-    ) -> Result<(), Error> {
-        let dtype = data.dtype();
-        if !dtype.is_half() {
-            let steps = ring_all_reduce(self.me, self.size, data.count());
-            return self.run(call, &steps, &mut data, op, divisor);
-        }
-        let mut wide = vec![0f32; data.count()];
-        let mut wide = DataMut::from(&mut wide);
-        // SAFETY: two buffers of equal count, one of 16-bit floats and one of f32, both borrowed exclusively.
-        unsafe { widen(dtype, data.pointer(), wide.pointer(), data.count()) };
-        let steps = ring_all_reduce(self.me, self.size, wide.count());
-        self.run(call, &steps, &mut wide, op, divisor)?;
-        // SAFETY: as above.
-        unsafe { narrow(dtype, wide.pointer(), data.pointer(), data.count()) };
-        Ok(())
-    }
-
-    /// Copies from the leader at `root` to all others.
-    pub(crate) fn broadcast(&mut self, call: &Call, mut data: DataMut<'_>, root: usize) -> Result<(), Error> {
-        let steps = chain_broadcast(self.me, self.size, root, data.count(), SEGMENT / data.dtype().size());
-        self.run(call, &steps, &mut data, ReduceOp::Sum, None)
-    }
-
-    /// Every leader's part of a reduction must have gone round before any leader has the result.
-    pub(crate) fn barrier(&mut self, call: &Call) -> Result<(), Error> {
-        let mut tokens = vec![0u8; self.size];
-        let steps = ring_all_reduce(self.me, self.size, tokens.len());
-        self.run(call, &steps, &mut DataMut::from(&mut tokens), ReduceOp::Sum, None)
-    }
-
-    fn run(
-        &mut self,
-        call: &Call,
-        steps: &[Step],
-        data: &mut DataMut<'_>,
-        op: ReduceOp,
-        divisor: Option<usize>,
-    ) -> Result<(), Error> {
-        let mut header = [0; HEADER];
-        header[..CALL_BYTES].copy_from_slice(&call.encode());
-        header[CALL_BYTES..].copy_from_slice(&self.passages.to_le_bytes());
-        self.passages += 1;
-        let mut exchange =
-            Exchange { ring: self, call, expected: header, received: [0; HEADER], header_sent: 0, header_received: 0 };
-        for step in steps {
-            exchange.step(step, data, op, divisor)?;
-        }
-        // Schedules without a sent or a received range still send and read the header.
-        exchange.step(&Step { send: None, receive: None }, data, op, divisor)
-    }
-}
-
-/// One passage: a header in each direction, then the ranges of the steps.
-struct Exchange<'a> {
-    ring: &'a mut Ring,
-    call: &'a Call,
-    expected: [u8; HEADER],
-    received: [u8; HEADER],
-    header_sent: usize,
-    header_received: usize,
-}
-
-/// A received range as it comes in.
-struct Receipt {
-    dtype: DType,
-    target: *mut u8,
-    length: usize,
-    /// Bytes whose values are in place.
-    done: usize,
-    /// Bytes in the incoming buffer after that.
-    pending: usize,
-    action: Action,
-}
-
-impl Exchange<'_> {
-    fn step(&mut self, step: &Step, data: &mut DataMut<'_>, op: ReduceOp, divisor: Option<usize>) -> Result<(), Error> {
-        let dtype = data.dtype();
-        let range = |range: &std::ops::Range<usize>, data: &mut DataMut<'_>| {
-            let part = data.range(range.start, range.len());
-            (part.pointer(), part.byte_len())
-        };
-        let (send, send_length) = step.send.as_ref().map_or((std::ptr::null_mut(), 0), |send| range(send, data));
-        let mut receipt = step.receive.as_ref().map_or(
-            Receipt { dtype, target: std::ptr::null_mut(), length: 0, done: 0, pending: 0, action: Action::Replace },
-            |(receive, action)| {
-                let (target, length) = range(receive, data);
-                Receipt { dtype, target, length, done: 0, pending: 0, action: *action }
-            },
-        );
-        let mut sent = 0;
-        let mut last_progress = None;
-        loop {
-            let mut moved = false;
-            if self.header_sent < HEADER || sent < send_length {
-                let rest = match send_length - sent {
-                    0 => &[],
-                    // SAFETY: the range lies within `data`, which this passage borrows, and the schedules never
-                    // receive into a range that is being sent.
-                    length => unsafe { std::slice::from_raw_parts(send.add(sent), length) },
-                };
-                let slices = [IoSlice::new(&self.expected[self.header_sent..]), IoSlice::new(rest)];
-                match self.ring.next.try_write(&slices) {
-                    Ok(None) => {}
-                    Ok(Some(length)) => {
-                        let of_header = length.min(HEADER - self.header_sent);
-                        self.header_sent += of_header;
-                        sent += length - of_header;
-                        moved = true;
-                    }
-                    Err(_) => return Err(self.ring.breaker.lost(self.ring.next_rank)),
+impl Network {
+    /// Begins to accept connections at `listener`, and connects the control ring of `leaders` if this rank is one of
+    /// them; all others are connected when an operation first needs them. `addresses` are those of all ranks,
+    /// `local_ranks` says how many share this machine.
+    pub(crate) fn connect(
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        leaders: &[usize],
+        listener: TcpListener,
+        local_ranks: usize,
+        options: &TcpOptions,
+        timeout: Duration,
+    ) -> Result<(Network, Vec<ControlLink>), Error> {
+        let rank = identity.rank as usize;
+        let place = leaders.iter().position(|leader| *leader == rank).filter(|_| leaders.len() > 1);
+        let at = |index: usize| leaders[index % leaders.len()];
+        let neighbours = place.map(|place| (at(place + 1), at(place + leaders.len() - 1)));
+        let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
+        let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
+        let acceptor = Acceptor::start(identity.clone(), listener, Arc::clone(&table))
+            .map_err(|error| identity.system("listener", error))?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = if local_ranks <= processors { SPIN } else { Duration::ZERO };
+        let links = Links::new(identity, addresses, table, timeout, spin);
+        let mut controls = Vec::new();
+        if let Some((next, previous)) = neighbours {
+            let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
+            let link = |rank: usize, stream| ControlLink { rank, stream, process: None };
+            let stream = links.dial(key(next), identity.deadline);
+            controls.push(link(next, stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?));
+            match links.await_connection(key(previous), identity.deadline)? {
+                Some(stream) => controls.push(link(previous, stream)),
+                None => {
+                    let cause = "it has not connected in time".to_owned();
+                    return Err(links.fail(Error::Connect { rank: previous, cause }));
                 }
             }
-            if self.header_received < HEADER {
-                let length =
-                    self.ring.read(|previous| previous.try_read(&mut self.received[self.header_received..]))?;
-                self.header_received += length;
-                moved |= length > 0;
-                if self.header_received == HEADER {
-                    self.compare()?;
-                }
-            }
-            if self.header_received == HEADER && receipt.done < receipt.length {
-                moved |= receipt.advance(self.ring, op, divisor)?;
-            }
-            let sending = self.header_sent < HEADER || sent < send_length;
-            let receiving = self.header_received < HEADER || receipt.done < receipt.length;
-            if !sending && !receiving {
-                return Ok(());
-            }
-            if moved {
-                last_progress = None;
-                continue;
-            }
-            self.ring.wait(sending, receiving, *last_progress.get_or_insert_with(Instant::now), self.call)?;
         }
-    }
-
-    fn compare(&self) -> Result<(), Error> {
-        if self.received == self.expected {
-            return Ok(());
-        }
-        let rank = self.ring.previous_rank;
-        let (call, _) = self.received.split_first_chunk::<CALL_BYTES>().expect("a header begins with a call");
-        let error = match Call::decode(call) {
-            Some(theirs) => Error::Mismatch { rank, theirs: theirs.to_string(), expected: self.call.to_string() },
-            None => Error::PeerLost { rank, cause: LossCause::InvalidMessage },
-        };
-        Err(self.ring.breaker.trip(error))
-    }
-}
-
-impl Receipt {
-    /// Reads what has come and takes over whole segments of it; whether there was anything.
-    fn advance(&mut self, ring: &mut Ring, op: ReduceOp, divisor: Option<usize>) -> Result<bool, Error> {
-        let Receipt { dtype, target, length: total, .. } = *self;
-        if self.action == Action::Replace {
-            // SAFETY: the range lies within the passage's data, and nothing else refers to its rest.
-            let rest = unsafe { std::slice::from_raw_parts_mut(target.add(self.done), total - self.done) };
-            let length = ring.read(|previous| previous.try_read(rest))?;
-            self.done += length;
-            return Ok(length > 0);
-        }
-        let segment = SEGMENT.min(total - self.done);
-        ring.incoming.resize(SEGMENT / 8, 0);
-        let incoming = ring.incoming.as_mut_ptr().cast::<u8>();
-        // SAFETY: the incoming buffer has SEGMENT bytes, of which `pending` are taken.
-        let rest = unsafe { std::slice::from_raw_parts_mut(incoming.add(self.pending), segment - self.pending) };
-        let length = ring.read(|previous| previous.try_read(rest))?;
-        self.pending += length;
-        if self.pending == segment {
-            let divisor = divisor.filter(|_| self.action == Action::Finish);
-            // SAFETY: both hold `segment` bytes of whole elements: SEGMENT and the total are multiples of their
-            // size. They are disjoint and nothing else refers to them now.
-            unsafe {
-                let target = target.add(self.done);
-                let sources = [target.cast_const(), incoming.cast_const()];
-                fold(dtype, op, divisor, &sources, &[target], segment / dtype.size());
-            }
-            self.done += segment;
-            self.pending = 0;
-        }
-        Ok(length > 0)
-    }
-}
-
-impl Ring {
-    /// Reads from the previous leader: 0 if nothing is there yet.
-    fn read(&self, read: impl FnOnce(&Stream) -> std::io::Result<Option<usize>>) -> Result<usize, Error> {
-        match read(&self.previous) {
-            Ok(None) => Ok(0),
-            Ok(Some(0)) | Err(_) => Err(self.breaker.lost(self.previous_rank)),
-            Ok(Some(length)) => Ok(length),
-        }
-    }
-
-    fn wait(&self, sending: bool, receiving: bool, since: Instant, call: &Call) -> Result<(), Error> {
-        let mut fds = Vec::with_capacity(2);
-        if sending {
-            fds.push((self.next.as_fd(), PollFlags::POLLOUT));
-        }
-        if receiving {
-            fds.push((self.previous.as_fd(), PollFlags::POLLIN));
-        }
-        let rank = if receiving { self.previous_rank } else { self.next_rank };
-        let half = since + self.timeout / 2;
-        let mut result = wait(&fds, half, &self.breaker);
-        if matches!(result, Err(Interruption::Deadline)) {
-            self.breaker.say_waiting();
-            result = wait(&fds, since + self.timeout, &self.breaker);
-        }
-        if matches!(result, Err(Interruption::Deadline)) && self.breaker.is_excused(rank, since) {
-            result = wait(&fds, since + self.timeout + GRACE, &self.breaker);
-        }
-        match result {
-            Ok(()) => Ok(()),
-            Err(Interruption::Tripped(error)) => Err(error),
-            Err(Interruption::Deadline) => Err(self.breaker.trip(Error::timeout(rank, call, since.elapsed()))),
-            Err(Interruption::Failed(error)) => {
-                Err(self.breaker.trip(Error::System { rank: self.previous_rank, cause: error.to_string() }))
-            }
-        }
+        let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
+        Ok((Network { _acceptor: acceptor, links, scratch, workspace, options }, controls))
     }
 }
