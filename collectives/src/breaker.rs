@@ -56,8 +56,10 @@ struct State {
     rank: usize,
     error: Option<Error>,
     departed: BTreeSet<usize>,
-    /// When a neighbour last said that it waits for others itself.
-    excused: BTreeMap<usize, Instant>,
+    /// When a rank last said that it waits for others itself, and how often it has said so.
+    excused: BTreeMap<usize, (Instant, u32)>,
+    /// How often this rank has said so.
+    said_waiting: u32,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
 }
@@ -139,18 +141,27 @@ impl Breaker {
         self.changed.notify_all();
     }
 
-    /// Tells the neighbours that this rank has been waiting for long, and so is not the one to blame.
+    /// Tells the others that this rank has been waiting for long, and so is not the one to blame.
     pub(crate) fn say_waiting(&self) {
-        self.lock().links.iter().for_each(|link| link.send_waiting());
+        let mut state = self.lock();
+        state.said_waiting += 1;
+        state.links.iter().for_each(|link| link.send_waiting(state.rank, state.said_waiting));
     }
 
-    pub(crate) fn excuse(&self, rank: usize) {
-        self.lock().excused.insert(rank, Instant::now());
+    /// `rank` says that it waits, for the `count`-th time; whether that is news.
+    pub(crate) fn excuse(&self, rank: usize, count: u32) -> bool {
+        let mut state = self.lock();
+        // What comes back around the ring, or about a rank that is none, goes no further.
+        let news = rank != state.rank && state.excused.get(&rank).is_none_or(|(_, known)| *known < count);
+        if news {
+            state.excused.insert(rank, (Instant::now(), count));
+        }
+        news
     }
 
     /// Whether `rank` has said since `since` that it waits for others.
     pub(crate) fn is_excused(&self, rank: usize, since: Instant) -> bool {
-        self.lock().excused.get(&rank).is_some_and(|said| *said >= since)
+        self.lock().excused.get(&rank).is_some_and(|(said, _)| *said >= since)
     }
 
     /// A connection of `rank` closed under an operation. If the rank has died or aborted, its control connection

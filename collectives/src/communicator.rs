@@ -9,7 +9,7 @@ use crate::breaker::{AbortHandle, Breaker};
 use crate::call::{Call, Kind};
 use crate::config::{Config, Topology};
 use crate::element::{DType, Data, DataMut, Element};
-use crate::engine::{Engine, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
+use crate::engine::{Engine, Exchange, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
 use crate::monitor::{ControlLink, Monitor};
 use crate::order::Order;
@@ -20,7 +20,8 @@ use crate::segment::{Segment, SharedBuffer};
 use crate::transport::connect::Identity;
 use crate::transport::shm::{Group, Region};
 use crate::transport::stream::{Interruption, Stream};
-use crate::transport::{memory, tcp, unix};
+use crate::transport::tcp::{Members, Network};
+use crate::transport::{memory, unix};
 
 /// The ranks of a job at one epoch.
 ///
@@ -299,8 +300,9 @@ impl Communicator {
         self.inner.all_to_all_uneven(self.inner.order.ticket(), input, sent, output, received)
     }
 
-    /// Sends to rank `to`, which receives as many elements of the same dtype from this one; returns when it has. The
-    /// messages from one rank to another are received in the order in which they are sent.
+    /// Sends to rank `to`, which receives as many elements of the same dtype from this one. Returns when it has, or,
+    /// to another host, when the data is on its way; a difference is an error at the receiver, and ends the
+    /// communicator. The messages from one rank to another are received in the order in which they are sent.
     pub fn send<'a>(&self, data: impl Into<Data<'a>>, to: usize) -> Result<(), Error> {
         self.check_partner(to)?;
         let data = data.into();
@@ -617,7 +619,8 @@ impl Inner {
             let root = root as usize;
             let send = |to: usize| if to == root { 0..count } else { 0..0 };
             let receive = |from: usize| if me == root { from * count..(from + 1) * count } else { 0..0 };
-            engine.exchange(call, input, &send, output, &receive, count)
+            let talks = |rank: usize| me == root || rank == root;
+            engine.exchange(call, Exchange { input, send: &send, output, receive: &receive, talks: &talks }, count)
         })
     }
 
@@ -627,7 +630,8 @@ impl Inner {
             let root = root as usize;
             let send = |to: usize| if me == root { to * count..(to + 1) * count } else { 0..0 };
             let receive = |from: usize| if from == root { 0..count } else { 0..0 };
-            engine.exchange(call, input, &send, output, &receive, count)
+            let talks = |rank: usize| me == root || rank == root;
+            engine.exchange(call, Exchange { input, send: &send, output, receive: &receive, talks: &talks }, count)
         })
     }
 
@@ -635,7 +639,8 @@ impl Inner {
         let count = input.count() / self.world;
         self.run(ticket, Kind::AllToAll { uneven: false }, input.dtype(), count, |engine, call| {
             let part = |rank: usize| rank * count..(rank + 1) * count;
-            engine.exchange(call, input, &part, output, &part, count)
+            let exchange = Exchange { input, send: &part, output, receive: &part, talks: &|_| true };
+            engine.exchange(call, exchange, count)
         })
     }
 
@@ -665,7 +670,9 @@ impl Inner {
             }
             let longest = counts.iter().max().map_or(0, |count| *count as usize);
             let (from, to) = (Offsets::of(sent), Offsets::of(received));
-            engine.exchange(call, input, &|rank| from.range(rank), output, &|rank| to.range(rank), longest)
+            let (send, receive) = (|rank: usize| from.range(rank), |rank: usize| to.range(rank));
+            let exchange = Exchange { input, send: &send, output, receive: &receive, talks: &|_| true };
+            engine.exchange(call, exchange, longest)
         })
     }
 
@@ -697,9 +704,12 @@ impl Offsets {
 }
 
 fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
-    let Config { rank, world, epoch, peers, listener, secret, transports, connect_timeout, timeout, abort: _ } = config;
+    let Config { rank, world, epoch, peers, listener, secret, transports, tcp, connect_timeout, timeout, abort: _ } =
+        config;
     let topology = Topology::new(&peers, transports);
-    let origin = Origin { peers: peers.clone(), secret: secret.clone(), transports, connect_timeout, timeout };
+    let (parent_peers, parent_secret, parent_tcp) = (peers.clone(), secret.clone(), tcp.clone());
+    let origin =
+        Origin { peers: parent_peers, secret: parent_secret, transports, tcp: parent_tcp, connect_timeout, timeout };
     let (host, place) = topology.place(rank);
     let members = &topology.groups[host];
     let identity = Identity {
@@ -722,11 +732,14 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         memory = connected.memory;
         region = Some(connected.region);
     }
-    let mut ring = None;
-    if spans && place == 0 {
-        let leaders: Vec<_> = topology.groups.iter().map(|group| (group[0] as u32, peers[group[0]].address)).collect();
-        let (connected, controls) = tcp::connect(&identity, &leaders, host, &listener, timeout)?;
-        ring = Some(connected);
+    let leaders = (place == 0).then(|| Members { ranks: topology.leaders(), me: host });
+    let mut network = None;
+    if spans {
+        let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
+        let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
+        let (connected, controls) =
+            Network::connect(&identity, &addresses, &topology.leaders(), listener, local_ranks, &tcp, timeout)?;
+        network = Some(connected);
         links.extend(controls);
     }
     let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
@@ -747,7 +760,9 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         rank,
         world,
         group,
-        ring,
+        network,
+        leaders,
+        everybody: Members { ranks: (0..world).collect(), me: rank },
         memory,
         breaker: Arc::clone(&breaker),
         timeout,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::breaker::AbortHandle;
 use crate::error::Error;
+use crate::transport::tcp::options::TcpOptions;
 
 /// One rank, as membership gives it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,10 +57,11 @@ pub struct Config {
     pub epoch: u64,
     /// By rank; `peers[rank]` is this rank itself.
     pub peers: Vec<Peer>,
-    /// Listens at `peers[rank].address`; closed once all ranks are connected.
+    /// Listens at `peers[rank].address`, for as long as the communicator exists.
     pub listener: TcpListener,
     pub secret: Secret,
     pub transports: Transports,
+    pub tcp: TcpOptions,
     /// How long `connect` waits for the other ranks.
     pub connect_timeout: Duration,
     /// How long an operation waits without any progress before it names the rank that does not take part.
@@ -79,6 +81,7 @@ impl Config {
             listener,
             secret,
             transports: Transports::All,
+            tcp: TcpOptions::default(),
             connect_timeout: Duration::from_secs(60),
             timeout: Duration::from_secs(120),
             abort: AbortHandle::new(),
@@ -95,6 +98,9 @@ impl Config {
         }
         if self.peers.len() != self.world {
             return refuse(format!("{} peers for world {}", self.peers.len(), self.world));
+        }
+        if self.tcp.streams == Some(0) {
+            return refuse("0 streams to a peer".to_owned());
         }
         if self.secret.0.len() < 16 {
             return refuse("the secret is shorter than 16 bytes".to_owned());
@@ -133,6 +139,11 @@ impl Topology {
             }
         }
         unreachable!("every rank is in a group")
+    }
+
+    /// The first rank of each host.
+    pub(crate) fn leaders(&self) -> Vec<usize> {
+        self.groups.iter().map(|group| group[0]).collect()
     }
 
     pub(crate) fn spans_hosts(&self) -> bool {

@@ -18,7 +18,7 @@ use crate::segment::Segment;
 use crate::transport::memory;
 use crate::transport::shm::{Buffers, Group, Incoming, Outgoing};
 use crate::transport::stream::{Interruption, Stream};
-use crate::transport::tcp::Ring;
+use crate::transport::tcp::{Members, Network};
 
 /// Bytes of a rank's window: small enough that the windows of a few ranks stay in cache, and larger where each turn
 /// also costs a passage between hosts.
@@ -32,7 +32,11 @@ pub(crate) struct Engine {
     pub(crate) rank: usize,
     pub(crate) world: usize,
     pub(crate) group: Option<Group>,
-    pub(crate) ring: Option<Ring>,
+    /// Connections to other hosts, where there are any.
+    pub(crate) network: Option<Network>,
+    /// The leaders of all hosts, if this rank is one of them.
+    pub(crate) leaders: Option<Members>,
+    pub(crate) everybody: Members,
     /// For file descriptors: the leader's to its members, or a member's to its leader.
     pub(crate) memory: Vec<Stream>,
     pub(crate) breaker: Arc<Breaker>,
@@ -44,6 +48,16 @@ pub(crate) struct Engine {
 }
 
 pub(crate) type Located = Option<(Arc<Segment>, Location)>;
+
+/// Ranges that move between pairs of ranks, named by rank. Both ends of a pair name ranges of one length.
+pub(crate) struct Exchange<'a> {
+    pub(crate) input: Data<'a>,
+    pub(crate) send: &'a dyn Fn(usize) -> Range<usize>,
+    pub(crate) output: DataMut<'a>,
+    pub(crate) receive: &'a dyn Fn(usize) -> Range<usize>,
+    /// Whether this rank and another have anything to say to each other; the same at both.
+    pub(crate) talks: &'a dyn Fn(usize) -> bool,
+}
 
 impl Engine {
     /// The next operation of the whole world, as this rank calls it.
@@ -83,14 +97,18 @@ impl Engine {
         let receives = root.is_none_or(|root| root == self.rank);
         let spans = self.topology.spans_hosts();
         let Some(group) = &mut self.group else {
-            return self.reduce_alone(call, input, output, op, receives);
+            return self.reduce_alone(call, Buffers { input, output }, op, root);
         };
         if !spans {
             let located = located.as_ref().map(|(segment, location)| (segment, *location));
             let root = root.map(|root| self.topology.place(root).1);
             return group.reduce(call, Buffers { input, output }, op, divisor, located, root);
         }
-        let mut wide = self.ring.as_mut().map(|ring| |data: DataMut<'_>| ring.all_reduce(call, data, op, divisor));
+        let mut wide = self
+            .network
+            .as_mut()
+            .zip(self.leaders.as_ref())
+            .map(|(network, leaders)| |data: DataMut<'_>| network.all_reduce(leaders, call, data, op, divisor));
         let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
         group.reduce_wide(call, input, output.reborrow(), op, receives, wide)
     }
@@ -99,12 +117,29 @@ impl Engine {
     fn reduce_alone(
         &mut self,
         call: &Call,
-        input: Data<'_>,
-        mut output: DataMut<'_>,
+        buffers: Buffers<'_>,
         op: ReduceOp,
-        receives: bool,
+        root: Option<usize>,
     ) -> Result<(), Error> {
         let divisor = self.divisor(op);
+        let Buffers { input, mut output } = buffers;
+        let receives = root.is_none_or(|root| root == self.rank);
+        let (Some(network), Some(leaders)) = (&mut self.network, &self.leaders) else {
+            output.take_from(&input);
+            return Ok(());
+        };
+        if !self.topology.shares_memory() {
+            return match root {
+                Some(root) => {
+                    let output = receives.then_some(output);
+                    network.reduce(&self.everybody, call, input, output, op, divisor, root)
+                }
+                None => {
+                    output.take_from(&input);
+                    network.all_reduce(&self.everybody, call, output, op, divisor)
+                }
+            };
+        }
         let mut scratch = Vec::new();
         let mut target = if receives {
             output.reborrow()
@@ -113,15 +148,13 @@ impl Engine {
             DataMut::over(input.dtype(), &mut scratch, input.count())
         };
         target.take_from(&input);
-        let Some(ring) = &mut self.ring else { return Ok(()) };
-        // Where other hosts go turn by turn, so does this one.
+        // Where other hosts go turn by turn, so does this one; and their leaders have 16-bit floats in f32.
         let wire = if input.dtype().is_half() { DType::F32 } else { input.dtype() };
-        let per_turn =
-            if self.topology.shares_memory() { WINDOW_BETWEEN_HOSTS / wire.size() } else { input.count().max(1) };
+        let per_turn = WINDOW_BETWEEN_HOSTS / wire.size();
         for turn in 0..input.count().div_ceil(per_turn).max(1) {
             let start = turn * per_turn;
-            let length = per_turn.min(input.count() - start);
-            ring.all_reduce(call, target.range(start, length), op, divisor)?;
+            let data = target.range(start, per_turn.min(input.count() - start));
+            network.in_full_width(data, |network, data| network.all_reduce(leaders, call, data, op, divisor))?;
         }
         Ok(())
     }
@@ -140,8 +173,8 @@ impl Engine {
         {
             group.broadcast(call, data.reborrow(), root_place, located)?;
         }
-        if let Some(ring) = &mut self.ring {
-            ring.broadcast(call, data.reborrow(), root_host)?;
+        if let (Some(network), Some(leaders)) = (&mut self.network, &self.leaders) {
+            network.broadcast(leaders, call, data.reborrow(), root_host)?;
         }
         if let Some(group) = &mut self.group
             && root_host != self.host
@@ -152,7 +185,11 @@ impl Engine {
     }
 
     pub(crate) fn barrier(&mut self, call: &Call) -> Result<(), Error> {
-        let mut wide = self.ring.as_mut().map(|ring| |_: DataMut<'_>| ring.barrier(call));
+        let mut wide = self
+            .network
+            .as_mut()
+            .zip(self.leaders.as_ref())
+            .map(|(network, leaders)| |_: DataMut<'_>| network.barrier(leaders, call));
         match &mut self.group {
             Some(group) => {
                 let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
@@ -165,27 +202,21 @@ impl Engine {
     /// `input` may be this rank's part of `output`.
     pub(crate) fn all_gather(&mut self, call: &Call, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
         let count = input.count();
-        if !self.topology.spans_hosts()
-            && let Some(group) = &mut self.group
-        {
-            return group.all_gather(call, input, output, true);
-        }
-        let mut output = output;
-        output.range(self.rank * count, count).take_from(&input);
-        for root in 0..self.world {
-            self.broadcast(call, output.range(root * count, count), root, &None)?;
-        }
-        Ok(())
-    }
-
-    fn only_on_one_host(&self, name: &str) -> Result<(), Error> {
-        match self.topology.spans_hosts() {
-            true => Err(Error::Argument(format!("{name} between hosts is not there yet"))),
-            false => Ok(()),
+        match (&mut self.group, &mut self.network) {
+            (Some(group), None) => group.all_gather(call, input, output, true),
+            (None, Some(network)) if !self.topology.shares_memory() => {
+                network.all_gather(&self.everybody, call, input, output)
+            }
+            _ => {
+                let send = |_: usize| 0..count;
+                let receive = |from: usize| from * count..(from + 1) * count;
+                let exchange = Exchange { input, send: &send, output, receive: &receive, talks: &|_| true };
+                self.exchange(call, exchange, count)
+            }
         }
     }
 
-    /// `output` may be this rank's part of `input`, which is read no more then.
+    /// `output` may be this rank's part of `input`, of which the other parts stay as they are.
     pub(crate) fn reduce_scatter(
         &mut self,
         call: &Call,
@@ -194,62 +225,87 @@ impl Engine {
         op: ReduceOp,
     ) -> Result<(), Error> {
         let divisor = self.divisor(op);
-        if !self.topology.spans_hosts()
-            && let Some(group) = &mut self.group
-        {
-            return group.reduce_scatter(call, input, output, op, divisor);
+        match (&mut self.group, &mut self.network) {
+            (Some(group), None) => group.reduce_scatter(call, input, output, op, divisor),
+            (None, Some(network)) if !self.topology.shares_memory() => {
+                network.reduce_scatter(&self.everybody, call, input, output, op, divisor)
+            }
+            _ => {
+                // Words of u64 are aligned for every dtype.
+                let mut whole = vec![0u64; input.byte_len().div_ceil(8)];
+                let mut whole = DataMut::over(input.dtype(), &mut whole, input.count());
+                self.reduce(call, input, whole.reborrow(), op, &None, None)?;
+                output.take_from(&whole.range(self.rank * output.count(), output.count()).as_data());
+                Ok(())
+            }
         }
-        // Words of u64 are aligned for every dtype.
-        let mut whole = vec![0u64; input.byte_len().div_ceil(8)];
-        let mut whole = DataMut::over(input.dtype(), &mut whole, input.count());
-        self.reduce(call, input, whole.reborrow(), op, &None, None)?;
-        output.take_from(&whole.range(self.rank * output.count(), output.count()).as_data());
-        Ok(())
     }
 
-    /// Moves ranges between all pairs of ranks, named by rank; see [`Group::exchange`].
-    pub(crate) fn exchange(
-        &mut self,
-        call: &Call,
-        input: Data<'_>,
-        send: &dyn Fn(usize) -> Range<usize>,
-        output: DataMut<'_>,
-        receive: &dyn Fn(usize) -> Range<usize>,
-        longest: usize,
-    ) -> Result<(), Error> {
-        self.only_on_one_host("an exchange")?;
+    /// Moves ranges between all pairs of ranks: over shared memory between those of this host, over the network to
+    /// the others. `longest` is the length of the longest range of all, the same on all ranks.
+    pub(crate) fn exchange(&mut self, call: &Call, exchange: Exchange<'_>, longest: usize) -> Result<(), Error> {
+        let Exchange { input, send, mut output, receive, talks } = exchange;
         let members = &self.topology.groups[self.host];
         match &mut self.group {
             Some(group) => {
                 let (send, receive) = (|to: usize| send(members[to]), |from: usize| receive(members[from]));
-                group.exchange(call, input, &send, output, &receive, longest)?;
+                group.exchange(call, input, &send, output.reborrow(), &receive, longest)?;
             }
-            None => {
-                let (own, mine) = (send(self.rank), receive(self.rank));
-                copy_range(input, own, output, mine);
+            None => copy_range(input, send(self.rank), output.reborrow(), receive(self.rank)),
+        }
+        if let Some(network) = &mut self.network {
+            let elsewhere = |rank: &usize| !members.contains(rank) && talks(*rank);
+            let partners: Vec<usize> = (0..self.world).filter(elsewhere).collect();
+            if !partners.is_empty() {
+                network.exchange(&partners, call, input, send, output, receive)?;
             }
         }
         Ok(())
     }
 
-    /// Sends to one rank, receives from one, or both at a time.
+    /// Sends to one rank, receives from one, or both.
     pub(crate) fn message(
         &mut self,
         outgoing: Option<(usize, Data<'_>)>,
         incoming: Option<(usize, DataMut<'_>)>,
     ) -> Result<(), Error> {
-        self.only_on_one_host("a message")?;
         let me = self.rank;
         let outgoing = outgoing.map(|(to, data)| (to, self.message_call(me, to, data.dtype(), data.count()), data));
         let incoming =
             incoming.map(|(from, data)| (from, self.message_call(from, me, data.dtype(), data.count()), data));
-        let place = |rank: usize| self.topology.place(rank);
-        let outgoing = outgoing.map(|(to, call, data)| Outgoing { call, to: place(to).1, data });
-        let incoming = incoming.map(|(from, call, data)| Incoming { call, from: place(from).1, data });
-        match &mut self.group {
-            Some(group) => group.message(outgoing, incoming),
-            None => Ok(()),
+        let here = |rank: usize| Some(self.topology.place(rank)).filter(|(host, _)| *host == self.host);
+        let is_local = |rank: Option<usize>| rank.is_none_or(|rank| here(rank).is_some());
+        let (to, from) = (outgoing.as_ref().map(|(to, ..)| *to), incoming.as_ref().map(|(from, ..)| *from));
+        let place = |rank: usize| here(rank).map_or(0, |(_, place)| place);
+        let shared_out = |(to, call, data)| Outgoing { call, to: place(to), data };
+        let shared_in = |(from, call, data)| Incoming { call, from: place(from), data };
+        if is_local(to) && is_local(from) {
+            let (outgoing, incoming) = (outgoing.map(shared_out), incoming.map(shared_in));
+            return self.group.as_mut().map_or(Ok(()), |group| group.message(outgoing, incoming));
         }
+        // One after the other. Of the ranks of any ring one sends to a lower rank, and receives first: so none waits
+        // for itself.
+        let receives_first = to.is_some_and(|to| to < me);
+        let (to_is_here, from_is_here) = (is_local(to), is_local(from));
+        let (mut outgoing, mut incoming) = (outgoing, incoming);
+        for turn in 0..2 {
+            if (turn == 0) == receives_first {
+                let Some(incoming) = incoming.take() else { continue };
+                match (from_is_here, &mut self.group, &mut self.network) {
+                    (true, Some(group), _) => group.message(None, Some(shared_in(incoming)))?,
+                    (_, _, Some(network)) => network.receive(incoming.0, &incoming.1, incoming.2)?,
+                    _ => {}
+                }
+            } else {
+                let Some(outgoing) = outgoing.take() else { continue };
+                match (to_is_here, &mut self.group, &mut self.network) {
+                    (true, Some(group), _) => group.message(Some(shared_out(outgoing)), None)?,
+                    (_, _, Some(network)) => network.send(outgoing.0, &outgoing.1, outgoing.2)?,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn allocate(&mut self, call: &Call, stride: usize) -> Result<Arc<Segment>, Error> {

@@ -10,7 +10,7 @@
 //! ```text
 //! communicator   order of operations, and their parts: host, between hosts, host
 //!   transport/shm    ranks of a host: meetings, windows, reduction in place
-//!   transport/tcp    the ring of hosts, carrying out `schedule`
+//!   transport/tcp    the network between hosts, carrying out `schedule`
 //!   reduce           the arithmetic
 //! breaker        the end of a communicator, and its cause; `monitor` watches for it
 //! nccl           the same operations between GPUs, by NCCL
@@ -42,3 +42,4 @@ pub use error::{Error, LossCause};
 pub use pending::{OwnedBuffer, Pending, RawBuffer};
 pub use reduce::ReduceOp;
 pub use segment::SharedBuffer;
+pub use transport::tcp::options::{Algorithm, Compression, Rule, TcpOptions};

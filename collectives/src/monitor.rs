@@ -2,7 +2,8 @@
 //! once, also while no operation runs, and handed on.
 //!
 //! Members of a host hold one to their host's leader, leaders one to each neighbour in the ring of hosts. An abort
-//! is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank.
+//! is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise that
+//! a rank has been waiting for long.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,8 +35,12 @@ impl ControlLink {
         self.send(&[&[ABORT, error.len() as u8], error].concat());
     }
 
-    pub(crate) fn send_waiting(&self) {
-        self.send(&[WAITING, 0]);
+    /// That `rank` has been waiting for long, for the `count`-th time.
+    pub(crate) fn send_waiting(&self, rank: usize, count: u32) {
+        let mut frame = [WAITING, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        frame[2..6].copy_from_slice(&(rank as u32).to_le_bytes());
+        frame[6..].copy_from_slice(&count.to_le_bytes());
+        self.send(&frame);
     }
 
     fn send_goodbye(&self) {
@@ -108,7 +113,7 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
             index += 1 + usize::from(neighbour.link.process.is_some());
             if stream_ready || process_ready {
                 // What it said before its end counts more than the end.
-                neighbour.read(breaker);
+                neighbour.read(links, breaker);
             }
             if process_ready && !neighbour.gone {
                 neighbour.lose(LossCause::ProcessEnded, breaker);
@@ -118,7 +123,7 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
 }
 
 impl Watched<'_> {
-    fn read(&mut self, breaker: &Breaker) {
+    fn read(&mut self, links: &[Arc<ControlLink>], breaker: &Breaker) {
         let mut buffer = [0; 512];
         while !self.gone {
             match self.link.stream.try_read(&mut buffer) {
@@ -126,13 +131,13 @@ impl Watched<'_> {
                 Ok(Some(0)) | Err(_) => self.lose(LossCause::ConnectionClosed, breaker),
                 Ok(Some(length)) => {
                     self.received.extend_from_slice(&buffer[..length]);
-                    self.take_frames(breaker);
+                    self.take_frames(links, breaker);
                 }
             }
         }
     }
 
-    fn take_frames(&mut self, breaker: &Breaker) {
+    fn take_frames(&mut self, links: &[Arc<ControlLink>], breaker: &Breaker) {
         while let [kind, length, rest @ ..] = self.received.as_slice() {
             let (kind, length) = (*kind, usize::from(*length));
             let Some(payload) = rest.get(..length) else { return };
@@ -142,7 +147,14 @@ impl Watched<'_> {
                     self.gone = true;
                     return;
                 }
-                (WAITING, None) if length == 0 => breaker.excuse(self.link.rank),
+                (WAITING, _) if length == 8 => {
+                    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| payload[at + byte]));
+                    let (rank, count) = (word(0) as usize, word(4));
+                    if breaker.excuse(rank, count) {
+                        let others = links.iter().filter(|link| !std::ptr::eq(&***link, self.link));
+                        others.for_each(|link| link.send_waiting(rank, count));
+                    }
+                }
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {
                     breaker.trip(error);
                 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use crate::config::{Config, Peer, Secret, Transports};
 use crate::error::Error;
 use crate::transport::handshake::tag;
+use crate::transport::tcp::options::TcpOptions;
 
 pub(crate) struct Origin {
     pub(crate) peers: Vec<Peer>,
     pub(crate) secret: Secret,
     pub(crate) transports: Transports,
+    pub(crate) tcp: TcpOptions,
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
 }
@@ -71,6 +73,7 @@ impl Origin {
         let place = members.iter().position(|(_, member, _)| *member == rank).unwrap_or_default();
         let mut config = Config::new(place, epoch, peers, listener, secret);
         config.transports = self.transports;
+        config.tcp = self.tcp.clone();
         config.connect_timeout = self.connect_timeout;
         config.timeout = self.timeout;
         config

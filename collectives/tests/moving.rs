@@ -77,7 +77,7 @@ fn gather_and_scatter<T: Mark>(communicator: &Communicator, count: usize) {
 #[test]
 fn gather_scatter_and_all_gather() {
     for world in 1..=9 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 for count in [0, 1, 7, 130] {
                     gather_and_scatter::<f64>(communicator, count);
@@ -95,7 +95,7 @@ fn gather_scatter_and_all_gather() {
 #[test]
 fn long_parts_go_in_chunks() {
     for world in [2, 3] {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 let count = 700_001;
                 gather_and_scatter::<f32>(communicator, count);
@@ -121,7 +121,7 @@ fn all_to_all<T: Mark>(communicator: &Communicator, count: usize) {
 #[test]
 fn all_to_all_with_equal_parts() {
     for world in 1..=9 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 for count in [0, 1, 5, 1001] {
                     all_to_all::<f64>(communicator, count);
@@ -154,7 +154,7 @@ fn reduce_scatter(communicator: &Communicator, count: usize) {
 #[test]
 fn reduce_scatter_beside_and_in_place() {
     for world in 1..=9 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 for count in [0, 1, 3, 200, 5000] {
                     reduce_scatter(communicator, count);
@@ -167,7 +167,7 @@ fn reduce_scatter_beside_and_in_place() {
 #[test]
 fn reduce_to_every_root() {
     for world in 1..=6 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 let rank = communicator.rank();
                 for count in [0, 1, 100, 3000, 40_001] {
@@ -206,7 +206,7 @@ fn reduce_to_every_root() {
 #[test]
 fn all_reduce_beside_its_input() {
     for world in 1..=5 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 for count in [0, 1, 100, 3000, 100_001] {
                     let input: Vec<f64> = marks(communicator.rank(), 0..count);
@@ -225,7 +225,7 @@ fn all_reduce_beside_its_input() {
 #[test]
 fn messages_go_round_a_ring_and_back() {
     for world in 2..=5 {
-        for hosts in shapes(world).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+        for hosts in shapes(world) {
             run(&hosts, |communicator| {
                 let rank = communicator.rank();
                 let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
@@ -254,7 +254,7 @@ fn messages_go_round_a_ring_and_back() {
 /// Two ranks talk much while a third does not: what they call among themselves counts for them alone.
 #[test]
 fn messages_are_counted_for_their_two_ranks_alone() {
-    for hosts in shapes(3).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+    for hosts in shapes(3) {
         run(&hosts, |communicator| {
             for message in 0..50u8 {
                 match communicator.rank() {
@@ -276,11 +276,12 @@ fn messages_are_counted_for_their_two_ranks_alone() {
 
 #[test]
 fn messages_of_different_lengths_do_not_meet() {
-    for hosts in [["a", "a"], ["a", "a"]] {
+    for hosts in [["a", "a"], ["a", "b"]] {
         let errors = connect_with(configs(&hosts, 1, &secret()), |communicator| {
             let communicator = communicator.unwrap();
             match communicator.rank() {
-                0 => communicator.send(&vec![0f32; 4], 1).unwrap_err(),
+                // Little data may be on its way to another host when this returns.
+                0 => communicator.send(&vec![0f32; 4], 1).and_then(|()| communicator.barrier()).unwrap_err(),
                 _ => communicator.receive(&mut vec![0f32; 5], 0).unwrap_err(),
             }
         });
@@ -311,7 +312,7 @@ fn senseless_arguments_are_refused_before_anything_is_said() {
 
 #[test]
 fn an_uneven_all_to_all_that_does_not_add_up_names_a_rank() {
-    for hosts in shapes(3).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+    for hosts in shapes(3) {
         let errors = connect_with(configs(&hosts, 1, &secret()), |communicator| {
             let communicator = communicator.unwrap();
             let mut received = [1usize, 1, 1];
@@ -327,7 +328,7 @@ fn an_uneven_all_to_all_that_does_not_add_up_names_a_rank() {
 
 #[test]
 fn a_split_world_works_in_its_parts() {
-    for hosts in shapes(5).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+    for hosts in shapes(5) {
         run(&hosts, |communicator| {
             let rank = communicator.rank();
             let color = [Some(7), Some(9), Some(7), None, Some(7)][rank];
@@ -358,7 +359,7 @@ fn a_split_world_works_in_its_parts() {
 
 #[test]
 fn all_kinds_run_beside_the_caller_in_order() {
-    for hosts in shapes(3).into_iter().filter(|h| h.iter().all(|x| *x == h[0])) {
+    for hosts in shapes(3) {
         run(&hosts, |communicator| {
             let (rank, world) = (communicator.rank(), communicator.world());
             let gathered = communicator.start_all_gather(vec![rank as i32; 4], vec![0i32; 12]).unwrap();
@@ -393,7 +394,7 @@ proptest! {
     #[test]
     fn uneven_parts_arrive(
         world in 1usize..7,
-        groups in 1usize..2,
+        groups in 1usize..4,
         seed in any::<u64>(),
         scale in prop::sample::select(vec![1usize, 3, 200, 30_000]),
     ) {

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::poll::PollFlags;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::breaker::Breaker;
 use crate::config::Secret;
 use crate::error::Error;
-use crate::transport::handshake::{self, Hello, Purpose, Refusal};
-use crate::transport::stream::{Interruption, Stream, pause, wait};
+use crate::transport::handshake::{self, Acceptance, Hello, Progress, Purpose, Refusal};
+use crate::transport::stream::{Interruption, Stream, pause, timeout};
 
 /// What this rank is, for handshakes, and how long it may take.
 #[derive(Clone)]
@@ -32,124 +32,172 @@ impl Identity {
     }
 }
 
-/// Connects to rank `to` for `purpose`, again and again until it answers as expected or the deadline has passed.
+/// Why dialing ended without a connection.
+#[derive(Debug)]
+pub(crate) enum Undialed {
+    /// The communicator has ended, or has to.
+    Ended(Error),
+    /// The deadline passed; what the last attempt met.
+    Late(Refusal),
+    /// The other end dials this rank and will not be dialed.
+    Crossed,
+}
+
+/// Connects to rank `to` for `purpose`, again and again until it answers as expected or the identity's deadline has
+/// passed.
 pub(crate) fn dial(
     identity: &Identity,
     to: u32,
     purpose: Purpose,
-    mut open: impl FnMut(Duration) -> io::Result<Stream>,
-) -> Result<Stream, Error> {
+    lane: u8,
+    mut open: impl FnMut() -> Result<Stream, Interruption>,
+) -> Result<Stream, Undialed> {
     let Identity { rank, world, epoch, secret, deadline, breaker } = identity;
-    let hello = Hello { purpose, epoch: *epoch, world: *world, from: *rank, to };
+    let hello = Hello { purpose, lane, epoch: *epoch, world: *world, from: *rank, to };
     let mut delay = Duration::from_millis(1);
     loop {
-        breaker.check()?;
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        // An attempt is cut short so that an abort is noticed meanwhile.
-        let attempt = open(remaining.clamp(Duration::from_millis(1), Duration::from_secs(1)))
-            .map_err(|error| Refusal::Interrupted(Interruption::Failed(error)))
-            .and_then(|stream| {
-                handshake::dial(&stream, &hello, secret, *deadline, breaker)?;
-                Ok(stream)
-            });
+        breaker.check().map_err(Undialed::Ended)?;
+        let attempt = open().map_err(Refusal::Interrupted).and_then(|stream| {
+            handshake::dial(&stream, &hello, secret, *deadline, breaker)?;
+            Ok(stream)
+        });
         let refusal = match attempt {
             Ok(stream) => return Ok(stream),
-            Err(Refusal::Interrupted(Interruption::Tripped(error))) => return Err(error),
+            Err(Refusal::Interrupted(Interruption::Tripped(error))) => return Err(Undialed::Ended(error)),
             Err(Refusal::Epoch(theirs)) if theirs > *epoch => {
-                return Err(Error::StaleEpoch { rank: to as usize, ours: *epoch, theirs });
+                return Err(Undialed::Ended(Error::StaleEpoch { rank: to as usize, ours: *epoch, theirs }));
             }
+            Err(Refusal::Crossed) => return Err(Undialed::Crossed),
             Err(refusal) => refusal,
         };
         if Instant::now() + delay >= *deadline {
-            return Err(Error::Connect { rank: to as usize, cause: refusal.to_string() });
+            return Err(Undialed::Late(refusal));
         }
-        pause(delay, breaker)?;
+        pause(delay, breaker).map_err(Undialed::Ended)?;
         delay = (delay * 2).min(Duration::from_millis(20));
+    }
+}
+
+impl Undialed {
+    pub(crate) fn into_error(self, to: u32) -> Error {
+        match self {
+            Undialed::Ended(error) => error,
+            Undialed::Late(refusal) => Error::Connect { rank: to as usize, cause: refusal.to_string() },
+            Undialed::Crossed => Error::Connect { rank: to as usize, cause: Refusal::Crossed.to_string() },
+        }
     }
 }
 
 /// How long a stranger may take for its handshake, at most.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Accepts connections until every one of `expected` has come. Each handshake runs in a thread of its own, so
-/// strangers that say nothing hold nobody up; where there are very many of them, the oldest give way.
+/// Handshakes under way at the accepting end, all served by the thread that calls [`Reception::turn`]. Strangers that
+/// say nothing hold nobody up; where there are very many of them, the oldest give way.
+pub(crate) struct Reception {
+    secret: Secret,
+    limit: usize,
+    waiting: VecDeque<Acceptance>,
+}
+
+impl Reception {
+    pub(crate) fn new(secret: Secret, limit: usize) -> Reception {
+        Reception { secret, limit, waiting: VecDeque::new() }
+    }
+
+    /// Waits until a connection comes or a handshake goes on, `until` at most, or until one of `others` is readable;
+    /// takes it on from there. Dialers that have proved themselves are given to `receive`.
+    pub(crate) fn turn(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        others: &[BorrowedFd<'_>],
+        until: Option<Instant>,
+        mut next: impl FnMut() -> io::Result<Stream>,
+        mut receive: impl FnMut(Hello, Acceptance),
+    ) -> io::Result<()> {
+        let now = Instant::now();
+        self.waiting.retain(|acceptance| acceptance.deadline() > now);
+        let fds = [listener].into_iter().chain(others.iter().copied());
+        let fds = fds.chain(self.waiting.iter().map(|acceptance| acceptance.stream().as_fd()));
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let until = self.waiting.iter().map(Acceptance::deadline).chain(until).min();
+        match poll(&mut fds, timeout(until.map(|until| until.saturating_duration_since(now)))) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready: Vec<bool> =
+            fds.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).skip(1 + others.len()).collect();
+        for ready in ready {
+            let Some(mut acceptance) = self.waiting.pop_front() else { break };
+            match if ready { acceptance.advance(&self.secret) } else { Progress::Pending } {
+                Progress::Pending => self.waiting.push_back(acceptance),
+                Progress::Proved(hello) => receive(hello, acceptance),
+                Progress::Over => {}
+            }
+        }
+        // As many as there are, but not for ever: those that have come want to be served.
+        for _ in 0..self.limit {
+            match next() {
+                Ok(stream) => {
+                    if self.waiting.len() >= self.limit {
+                        self.waiting.pop_front();
+                    }
+                    self.waiting.push_back(Acceptance::new(stream, now + HANDSHAKE));
+                }
+                // A connection that failed before it was accepted says nothing about the listener.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Accepts connections until every one of `expected` has come.
 pub(crate) fn accept(
     identity: &Identity,
     listener: BorrowedFd<'_>,
     mut next: impl FnMut() -> io::Result<Stream>,
     mut expected: BTreeSet<(u32, Purpose)>,
 ) -> Result<BTreeMap<(u32, Purpose), Stream>, Error> {
-    let limit = 64 + 2 * expected.len();
+    let Identity { rank, world, epoch, secret, deadline, breaker } = identity;
+    let mut reception = Reception::new(secret.clone(), 64 + 2 * expected.len());
+    let event: Vec<BorrowedFd<'_>> = breaker.event().into_iter().collect();
     let mut streams = BTreeMap::new();
-    let finished = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|errno| identity.system("eventfd", errno))?;
-    let finished = Arc::new(finished);
-    let (sender, receiver) = mpsc::channel();
-    let mut running = VecDeque::<Weak<Stream>>::new();
+    let mut stale = None;
     while !expected.is_empty() {
-        let ready = wait(
-            &[(listener, PollFlags::POLLIN), (finished.as_fd(), PollFlags::POLLIN)],
-            identity.deadline,
-            &identity.breaker,
-        );
-        match ready {
-            Ok(()) => {}
-            Err(Interruption::Tripped(error)) => return Err(error),
-            Err(Interruption::Failed(error)) => return Err(identity.system("poll", error)),
-            Err(Interruption::Deadline) => {
-                let rank = expected.first().map_or(0, |(rank, _)| *rank as usize);
-                return Err(Error::Connect { rank, cause: "it has not connected in time".to_owned() });
-            }
+        breaker.check()?;
+        if Instant::now() >= *deadline {
+            let rank = expected.first().map_or(0, |(rank, _)| *rank as usize);
+            return Err(Error::Connect { rank, cause: "it has not connected in time".to_owned() });
         }
-        // Reading resets the counter; an empty one means nothing has finished yet.
-        let _ = finished.read();
-        while let Ok(result) = receiver.try_recv() {
-            match result {
-                // A rank that has given up and dials again replaces its first connection.
-                Ok((hello, stream)) => {
-                    let Hello { from, purpose, .. } = hello;
+        let turn = reception.turn(listener, &event, Some(*deadline), &mut next, |hello, acceptance| {
+            let Hello { from, purpose, .. } = hello;
+            match handshake::judge(&hello, *epoch, *world, *rank) {
+                Ok(()) => {
+                    // A rank that has given up and dials again replaces its first connection.
                     if expected.remove(&(from, purpose)) || streams.contains_key(&(from, purpose)) {
-                        streams.insert((from, purpose), stream);
+                        match acceptance.admit(*epoch) {
+                            Some(stream) => drop(streams.insert((from, purpose), stream)),
+                            None if streams.contains_key(&(from, purpose)) => {}
+                            None => drop(expected.insert((from, purpose))),
+                        }
+                    } else {
+                        acceptance.refuse(&Refusal::Unexpected, *epoch);
                     }
                 }
-                Err((Some(Hello { from, .. }), Refusal::Epoch(theirs))) if theirs > identity.epoch => {
-                    return Err(Error::StaleEpoch { rank: from as usize, ours: identity.epoch, theirs });
+                Err(refusal) => {
+                    if let Refusal::Epoch(theirs) = refusal
+                        && theirs > *epoch
+                    {
+                        stale = Some(Error::StaleEpoch { rank: from as usize, ours: *epoch, theirs });
+                    }
+                    acceptance.refuse(&refusal, *epoch);
                 }
-                Err(_) => {}
             }
-        }
-        match next() {
-            Ok(stream) => {
-                let stream = Arc::new(stream);
-                running.retain(|stream| stream.strong_count() > 0);
-                if running.len() >= limit
-                    && let Some(oldest) = running.pop_front().and_then(|stream| stream.upgrade())
-                {
-                    oldest.shut_down();
-                }
-                running.push_back(Arc::downgrade(&stream));
-                let (own, sender, finished) = (identity.clone(), sender.clone(), Arc::clone(&finished));
-                let handshake = move || {
-                    let result = shake(&own, stream);
-                    // The receiver may have what it needs and be gone.
-                    let _ = sender.send(result);
-                    let _ = finished.write(1);
-                };
-                let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(handshake);
-                thread.map_err(|error| identity.system("thread", error))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // A connection that failed before it was accepted says nothing about the listener.
-            Err(_) => pause(Duration::from_millis(1), &identity.breaker)?,
+        });
+        turn.map_err(|error| identity.system("poll", error))?;
+        if let Some(error) = stale {
+            return Err(error);
         }
     }
     Ok(streams)
-}
-
-fn shake(identity: &Identity, stream: Arc<Stream>) -> Result<(Hello, Stream), (Option<Hello>, Refusal)> {
-    let Identity { rank, world, epoch, secret, deadline, breaker } = identity;
-    let deadline = (*deadline).min(Instant::now() + HANDSHAKE);
-    let hello = handshake::accept(&stream, *epoch, *world, *rank, secret, deadline, breaker)?;
-    // Only the acceptor could hold it as well, while it shuts it down.
-    Ok((hello, Arc::into_inner(stream).ok_or((None, Refusal::Stranger))?))
 }

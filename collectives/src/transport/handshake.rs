@@ -8,9 +8,12 @@
 //!   HMAC("dial", hello, nonce) ->
 //!                                   <- verdict, epoch
 //! ```
+//! The accepting end never waits: an [`Acceptance`] is advanced as bytes come, so one thread serves many of them.
+//!
 //! Every message has a fixed length, so a stranger can make nobody allocate; each handshake has a deadline, so it
 //! can make nobody wait.
 
+use std::io::IoSlice;
 use std::time::Instant;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -21,7 +24,7 @@ use crate::config::Secret;
 use crate::transport::stream::{Interruption, Stream};
 
 /// What a connection is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Purpose {
     /// Operations' data over TCP.
@@ -36,6 +39,8 @@ pub(crate) enum Purpose {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Hello {
     pub(crate) purpose: Purpose,
+    /// Which of several parallel connections for data it is.
+    pub(crate) lane: u8,
     pub(crate) epoch: u64,
     pub(crate) world: u32,
     pub(crate) from: u32,
@@ -50,6 +55,8 @@ pub(crate) enum Refusal {
     Epoch(u64),
     /// It is a rank of this job and epoch, but expects another world or another rank here.
     Unexpected,
+    /// It is dialing this rank for the same at the same time, and its connection is the one that counts.
+    Crossed,
     Interrupted(Interruption),
 }
 
@@ -65,15 +72,16 @@ impl std::fmt::Display for Refusal {
             Refusal::Stranger => f.write_str("the other end does not know the job's secret"),
             Refusal::Epoch(epoch) => write!(f, "the other end is at epoch {epoch}"),
             Refusal::Unexpected => f.write_str("the other end expects another rank or world"),
+            Refusal::Crossed => f.write_str("the other end is dialing as well"),
             Refusal::Interrupted(interruption) => interruption.fmt(f),
         }
     }
 }
 
-const MAGIC: &[u8; 8] = b"MUSTERC1";
+const MAGIC: &[u8; 8] = b"MUSTERC2";
 const NONCE: usize = 32;
 const TAG: usize = 32;
-const HELLO: usize = 8 + 1 + 8 + 4 + 4 + 4 + NONCE;
+const HELLO: usize = 8 + 1 + 1 + 8 + 4 + 4 + 4 + NONCE;
 const VERDICT: usize = 9;
 
 impl Hello {
@@ -81,17 +89,19 @@ impl Hello {
         let mut bytes = [0; HELLO];
         bytes[0..8].copy_from_slice(MAGIC);
         bytes[8] = self.purpose as u8;
-        bytes[9..17].copy_from_slice(&self.epoch.to_le_bytes());
-        bytes[17..21].copy_from_slice(&self.world.to_le_bytes());
-        bytes[21..25].copy_from_slice(&self.from.to_le_bytes());
-        bytes[25..29].copy_from_slice(&self.to.to_le_bytes());
-        bytes[29..].copy_from_slice(nonce);
+        bytes[9] = self.lane;
+        bytes[10..18].copy_from_slice(&self.epoch.to_le_bytes());
+        bytes[18..22].copy_from_slice(&self.world.to_le_bytes());
+        bytes[22..26].copy_from_slice(&self.from.to_le_bytes());
+        bytes[26..30].copy_from_slice(&self.to.to_le_bytes());
+        bytes[30..].copy_from_slice(nonce);
         bytes
     }
 
     fn decode(bytes: &[u8; HELLO]) -> Option<Hello> {
         let (magic, rest) = bytes.split_first_chunk::<8>()?;
         let (purpose, rest) = rest.split_first()?;
+        let (lane, rest) = rest.split_first()?;
         let (epoch, rest) = rest.split_first_chunk::<8>()?;
         let (world, rest) = rest.split_first_chunk::<4>()?;
         let (from, rest) = rest.split_first_chunk::<4>()?;
@@ -104,6 +114,7 @@ impl Hello {
         };
         (magic == MAGIC).then_some(Hello {
             purpose,
+            lane: *lane,
             epoch: u64::from_le_bytes(*epoch),
             world: u32::from_le_bytes(*world),
             from: u32::from_le_bytes(*from),
@@ -161,76 +172,170 @@ pub(crate) fn dial(
     match code {
         0 => Ok(()),
         1 => Err(Refusal::Epoch(u64::from_le_bytes(epoch))),
+        3 => Err(Refusal::Crossed),
         _ => Err(Refusal::Unexpected),
     }
 }
 
-/// The accepting end, for rank `to` of `epoch` and `world`. Gives what the dialer is and wants, once proved.
-pub(crate) fn accept(
-    stream: &Stream,
-    epoch: u64,
-    world: u32,
-    to: u32,
-    secret: &Secret,
+/// The accepting end of one handshake.
+pub(crate) struct Acceptance {
+    stream: Stream,
     deadline: Instant,
-    breaker: &Breaker,
-) -> Result<Hello, (Option<Hello>, Refusal)> {
-    let alone = |refusal: Refusal| (None, refusal);
-    let interrupted = |interruption: Interruption| (None, Refusal::Interrupted(interruption));
-    let mut hello_bytes = [0; HELLO];
-    stream.read_exact(&mut hello_bytes, deadline, breaker).map_err(interrupted)?;
-    let hello = Hello::decode(&hello_bytes).ok_or(Refusal::Stranger).map_err(alone)?;
-    let ours = nonce().map_err(interrupted)?;
-    let mut challenge = [0; NONCE + TAG];
-    challenge[..NONCE].copy_from_slice(&ours);
-    challenge[NONCE..].copy_from_slice(&tag(secret, &[b"accept", &hello_bytes, &ours]));
-    stream.write_all(&challenge, deadline, breaker).map_err(interrupted)?;
-    let mut proof = [0; TAG];
-    stream.read_exact(&mut proof, deadline, breaker).map_err(interrupted)?;
-    if !proves(secret, &[b"dial", &hello_bytes, &ours], &proof) {
-        return Err(alone(Refusal::Stranger));
+    received: [u8; HELLO],
+    length: usize,
+    /// What the dialer claims to be, and our challenge, once its hello is complete.
+    claim: Option<([u8; HELLO], Hello, [u8; NONCE])>,
+}
+
+/// How far an acceptance is.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    /// More bytes must come.
+    Pending,
+    /// The dialer holds the secret, and waits for the verdict.
+    Proved(Hello),
+    /// It is over: a stranger, or a connection that failed.
+    Over,
+}
+
+impl Acceptance {
+    pub(crate) fn new(stream: Stream, deadline: Instant) -> Acceptance {
+        Acceptance { stream, deadline, received: [0; HELLO], length: 0, claim: None }
     }
-    let refusal = if hello.epoch != epoch {
-        Some((1, Refusal::Epoch(hello.epoch)))
-    } else if hello.world != world || hello.to != to || hello.from >= world {
-        Some((2, Refusal::Unexpected))
+
+    pub(crate) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Takes what has come. Never reads beyond the dialer's next message.
+    pub(crate) fn advance(&mut self, secret: &Secret) -> Progress {
+        loop {
+            let expected = if self.claim.is_none() { HELLO } else { TAG };
+            match self.stream.try_read(&mut self.received[self.length..expected]) {
+                Ok(None) => return Progress::Pending,
+                Ok(Some(0)) | Err(_) => return Progress::Over,
+                Ok(Some(length)) => self.length += length,
+            }
+            if self.length < expected {
+                continue;
+            }
+            self.length = 0;
+            match &self.claim {
+                None => {
+                    let (Some(hello), Ok(ours)) = (Hello::decode(&self.received), nonce()) else {
+                        return Progress::Over;
+                    };
+                    let mut challenge = [0; NONCE + TAG];
+                    challenge[..NONCE].copy_from_slice(&ours);
+                    challenge[NONCE..].copy_from_slice(&tag(secret, &[b"accept", &self.received, &ours]));
+                    if !self.write(&challenge) {
+                        return Progress::Over;
+                    }
+                    self.claim = Some((self.received, hello, ours));
+                }
+                Some((bytes, hello, ours)) => {
+                    return match proves(secret, &[b"dial", bytes, ours], &self.received[..TAG]) {
+                        true => Progress::Proved(*hello),
+                        false => Progress::Over,
+                    };
+                }
+            }
+        }
+    }
+
+    /// Lets the dialer in: gives the connection.
+    pub(crate) fn admit(self, epoch: u64) -> Option<Stream> {
+        self.verdict(0, epoch).then_some(self.stream)
+    }
+
+    /// Sends the dialer away, and tells it why.
+    pub(crate) fn refuse(self, refusal: &Refusal, epoch: u64) {
+        let code = match refusal {
+            Refusal::Epoch(_) => 1,
+            Refusal::Crossed => 3,
+            _ => 2,
+        };
+        self.verdict(code, epoch);
+    }
+
+    fn verdict(&self, code: u8, epoch: u64) -> bool {
+        let mut verdict = [0; VERDICT];
+        verdict[0] = code;
+        verdict[1..].copy_from_slice(&epoch.to_le_bytes());
+        self.write(&verdict)
+    }
+
+    /// All that this end says in a handshake fits a new socket's buffer.
+    fn write(&self, bytes: &[u8]) -> bool {
+        matches!(self.stream.try_write(&[IoSlice::new(bytes)]), Ok(Some(length)) if length == bytes.len())
+    }
+}
+
+/// Whether `hello` is meant for rank `to` of `epoch` and `world`.
+pub(crate) fn judge(hello: &Hello, epoch: u64, world: u32, to: u32) -> Result<(), Refusal> {
+    if hello.epoch != epoch {
+        Err(Refusal::Epoch(hello.epoch))
+    } else if hello.world != world || hello.to != to || hello.from >= world || hello.from == to {
+        Err(Refusal::Unexpected)
     } else {
-        None
-    };
-    let mut verdict = [0; VERDICT];
-    verdict[0] = refusal.as_ref().map_or(0, |(code, _)| *code);
-    verdict[1..].copy_from_slice(&epoch.to_le_bytes());
-    stream.write_all(&verdict, deadline, breaker).map_err(interrupted)?;
-    match refusal {
-        None => Ok(hello),
-        Some((_, refusal)) => Err((Some(hello), refusal)),
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
+    use nix::poll::PollFlags;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::breaker::AbortHandle;
+    use crate::transport::stream::wait;
 
-    const HELLO_1: Hello = Hello { purpose: Purpose::Data, epoch: 7, world: 4, from: 2, to: 1 };
+    const HELLO_1: Hello = Hello { purpose: Purpose::Data, lane: 3, epoch: 7, world: 4, from: 2, to: 1 };
 
-    type Meeting = (Result<(), Refusal>, Result<Hello, (Option<Hello>, Refusal)>);
+    type Meeting = (Result<(), Refusal>, Result<Hello, Refusal>);
+
+    fn accept(stream: Stream, secret: &Secret, deadline: Instant, breaker: &Breaker) -> Result<Hello, Refusal> {
+        let mut acceptance = Acceptance::new(stream, deadline);
+        loop {
+            match acceptance.advance(secret) {
+                Progress::Pending => {
+                    wait(&[(acceptance.stream().as_fd(), PollFlags::POLLIN)], deadline, breaker)?;
+                }
+                Progress::Proved(hello) => {
+                    return match judge(&hello, 7, 4, 1) {
+                        Ok(()) => acceptance.admit(7).map(|_| hello).ok_or(Refusal::Stranger),
+                        Err(refusal) => {
+                            acceptance.refuse(&refusal, 7);
+                            Err(refusal)
+                        }
+                    };
+                }
+                Progress::Over => return Err(Refusal::Stranger),
+            }
+        }
+    }
+
+    fn pair() -> (Stream, Stream) {
+        let (a, b) = UnixStream::pair().expect("a socket pair");
+        (Stream::from_unix(a).expect("stream"), Stream::from_unix(b).expect("stream"))
+    }
 
     fn meet(hello: Hello, dialer: &str, acceptor: &str) -> Meeting {
-        let (a, b) = UnixStream::pair().expect("a socket pair");
-        let (a, b) = (Stream::from_unix(a).expect("stream"), Stream::from_unix(b).expect("stream"));
+        let (a, b) = pair();
         let (dialer, acceptor) = (Secret::new(dialer), Secret::new(acceptor));
         let breaker = AbortHandle::new();
         let deadline = Instant::now() + Duration::from_secs(30);
         std::thread::scope(|scope| {
-            let accepted = scope.spawn(|| {
-                let result = accept(&b, 7, 4, 1, &acceptor, deadline, &breaker.0);
-                drop(b);
-                result
-            });
+            let accepted = scope.spawn(|| accept(b, &acceptor, deadline, &breaker.0));
             let dialed = dial(&a, &hello, &dialer, deadline, &breaker.0);
             drop(a);
             (dialed, accepted.join().expect("the acceptor ends"))
@@ -255,12 +360,18 @@ mod tests {
     fn another_epoch_is_refused_and_named() {
         let (dialed, accepted) = meet(Hello { epoch: 6, ..HELLO_1 }, "secret", "secret");
         assert!(matches!(dialed, Err(Refusal::Epoch(7))), "{dialed:?}");
-        assert!(matches!(accepted, Err((Some(_), Refusal::Epoch(6)))), "{accepted:?}");
+        assert!(matches!(accepted, Err(Refusal::Epoch(6))), "{accepted:?}");
     }
 
     #[test]
     fn another_world_or_rank_is_refused() {
-        for hello in [Hello { world: 5, ..HELLO_1 }, Hello { to: 2, ..HELLO_1 }, Hello { from: 4, ..HELLO_1 }] {
+        let strange = |change: fn(&mut Hello)| {
+            let mut hello = HELLO_1;
+            change(&mut hello);
+            hello
+        };
+        let (world, to) = (strange(|hello| hello.world = 5), strange(|hello| hello.to = 2));
+        for hello in [world, to, strange(|hello| hello.from = 4), strange(|hello| hello.from = 1)] {
             let (dialed, accepted) = meet(hello, "secret", "secret");
             assert!(matches!(dialed, Err(Refusal::Unexpected)), "{dialed:?}");
             assert!(accepted.is_err());
@@ -273,5 +384,34 @@ mod tests {
         let first = tag(&secret, &[b"dial", &HELLO_1.encode(&[1; NONCE]), &[2; NONCE]]);
         assert!(!proves(&secret, &[b"dial", &HELLO_1.encode(&[1; NONCE]), &[3; NONCE]], &first));
         assert!(!proves(&secret, &[b"accept", &HELLO_1.encode(&[1; NONCE]), &[2; NONCE]], &first));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            begins_well in any::<bool>(),
+            cut in 0usize..300,
+        ) {
+            let mut message = if begins_well { HELLO_1.encode(&[5; NONCE]).to_vec() } else { Vec::new() };
+            message.extend(bytes);
+            let (a, b) = pair();
+            let mut acceptance = Acceptance::new(b, Instant::now());
+            let secret = Secret::new("secret");
+            let (first, second) = message.split_at(cut.min(message.len()));
+            for part in [first, second] {
+                // An empty write is no end of the connection.
+                a.try_write(&[IoSlice::new(part)]).expect("a socket pair holds it");
+                let progress = acceptance.advance(&secret);
+                prop_assert!(!matches!(progress, Progress::Proved(_)));
+                if matches!(progress, Progress::Over) {
+                    break;
+                }
+            }
+            drop(a);
+            prop_assert!(matches!(acceptance.advance(&secret), Progress::Over));
+        }
     }
 }

@@ -1,8 +1,7 @@
 //! A connected socket, TCP or Unix, that never blocks: every wait has a deadline and ends when the communicator
 //! does.
 
-use std::io::{self, IoSlice};
-use std::net::TcpStream;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -48,21 +47,14 @@ impl std::fmt::Display for Interruption {
 }
 
 impl Stream {
-    pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        Ok(Stream(stream.into()))
+    /// From a connected socket that does not block.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Stream {
+        Stream(fd)
     }
 
     pub(crate) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
         stream.set_nonblocking(true)?;
         Ok(Stream(stream.into()))
-    }
-
-    /// Ends the connection for both directions, under whoever waits for it.
-    pub(crate) fn shut_down(&self) {
-        // It may have ended by itself.
-        let _ = socket::shutdown(self.0.as_raw_fd(), socket::Shutdown::Both);
     }
 
     /// Reads what is there: `None` if nothing is yet, 0 bytes at the end.
@@ -83,6 +75,18 @@ impl Stream {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             match socket::sendmsg::<()>(self.0.as_raw_fd(), slices, &[], flags, None) {
                 Ok(length) => return Ok(Some(length)),
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Reads what is there into one buffer after the other.
+    pub(crate) fn try_read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+        loop {
+            match socket::recvmsg::<()>(self.0.as_raw_fd(), buffers, None, MsgFlags::MSG_DONTWAIT) {
+                Ok(message) => return Ok(Some(message.bytes)),
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -180,7 +184,7 @@ pub(crate) fn wait(
         if remaining.is_zero() {
             return Err(Interruption::Deadline);
         }
-        match poll(&mut polled, timeout(remaining)) {
+        match poll(&mut polled, timeout(Some(remaining))) {
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return breaker.check().map_err(Interruption::Tripped),
             Err(errno) => return Err(errno.into()),
@@ -196,7 +200,10 @@ pub(crate) fn pause(duration: Duration, breaker: &Breaker) -> Result<(), Error> 
     }
 }
 
-fn timeout(remaining: Duration) -> PollTimeout {
+/// `None` waits for ever.
+pub(crate) fn timeout(remaining: Option<Duration>) -> PollTimeout {
     // Rounded up, so that the wait is not repeated for a last fraction.
-    PollTimeout::try_from(remaining + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+    remaining.map_or(PollTimeout::NONE, |remaining| {
+        PollTimeout::try_from(remaining + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+    })
 }

@@ -62,9 +62,9 @@ pub(crate) fn lead(identity: &Identity, members: &[u32], scope: &str) -> Result<
 /// A member's part.
 pub(crate) fn follow(identity: &Identity, leader: u32, scope: &str) -> Result<LocalPeer, Error> {
     let address = address(identity, leader, scope).map_err(|error| identity.system("socket name", error))?;
-    let open = |_timeout: Duration| checked(UnixStream::connect_addr(&address)?);
-    let control = dial(identity, leader, Purpose::Control, open)?;
-    let memory = dial(identity, leader, Purpose::Memory, open)?;
+    let open = || Ok(checked(UnixStream::connect_addr(&address)?)?);
+    let control = dial(identity, leader, Purpose::Control, 0, open).map_err(|undialed| undialed.into_error(leader))?;
+    let memory = dial(identity, leader, Purpose::Memory, 0, open).map_err(|undialed| undialed.into_error(leader))?;
     Ok(LocalPeer { control: link(leader, control), memory })
 }
 

@@ -1,0 +1,221 @@
+//! This rank's connections to others, made when an operation first needs them, and how operations wait for them.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::frame;
+use super::socket;
+use super::table::{Key, Table};
+use crate::breaker::GRACE;
+use crate::call::Call;
+use crate::error::Error;
+use crate::transport::connect::{Identity, Undialed, dial};
+use crate::transport::handshake::{Purpose, Refusal};
+use crate::transport::stream::{Interruption, Stream, wait};
+
+/// Who begins, where no connection is there yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Intent {
+    /// Both ends need it now: the lower rank dials.
+    Meet,
+    /// The other end may not need it yet: this one dials.
+    Send,
+}
+
+/// How long a rank waits to be dialed before it dials itself: the other end may be busy with something else.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The connections to one other rank.
+pub(super) struct Channel {
+    /// The first carries the headers and all small data.
+    pub(super) lanes: Vec<Stream>,
+    /// Passages begun in each direction; the other end counts the same.
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+pub(super) struct Links {
+    identity: Identity,
+    addresses: Vec<SocketAddr>,
+    table: Arc<Table>,
+    channels: Vec<Option<Channel>>,
+    pub(super) timeout: Duration,
+    /// How long to look again and again before sleeping.
+    spin: Duration,
+}
+
+impl Links {
+    pub(super) fn new(
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        table: Arc<Table>,
+        timeout: Duration,
+        spin: Duration,
+    ) -> Links {
+        Links {
+            identity: identity.clone(),
+            addresses: addresses.to_vec(),
+            table,
+            channels: addresses.iter().map(|_| None).collect(),
+            timeout,
+            spin,
+        }
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.identity.rank as usize
+    }
+
+    pub(super) fn world(&self) -> usize {
+        self.addresses.len()
+    }
+
+    pub(super) fn same_address(&self, rank: usize) -> bool {
+        self.addresses[rank].ip() == self.addresses[self.rank()].ip()
+    }
+
+    #[cfg(test)]
+    pub(super) fn address(&self, rank: usize) -> SocketAddr {
+        self.addresses[rank]
+    }
+
+    /// What [`Links::open`] has opened.
+    pub(super) fn channel(&mut self, rank: usize) -> &mut Channel {
+        self.channels[rank].as_mut().expect("a passage opens its channels before it uses them")
+    }
+
+    pub(super) fn fd(&self, rank: usize, lane: usize) -> BorrowedFd<'_> {
+        self.channels[rank].as_ref().expect("a passage waits for what it has opened").lanes[lane].as_fd()
+    }
+
+    /// Makes sure that there are `lanes` connections to `rank`.
+    pub(super) fn open(&mut self, rank: usize, lanes: usize, intent: Intent, call: &Call) -> Result<(), Error> {
+        let have = self.channels[rank].as_ref().map_or(0, |channel| channel.lanes.len());
+        for lane in have..lanes {
+            let key = Key { rank, purpose: Purpose::Data, lane: lane as u8 };
+            let stream = self.connect(key, intent, call)?;
+            let tuned = socket::tune(&stream, self.same_address(rank));
+            tuned.map_err(|errno| self.fail(self.identity.system("socket", errno)))?;
+            let channel =
+                self.channels[rank].get_or_insert_with(|| Channel { lanes: Vec::new(), sent: 0, received: 0 });
+            channel.lanes.push(stream);
+        }
+        Ok(())
+    }
+
+    fn connect(&self, key: Key, intent: Intent, call: &Call) -> Result<Stream, Error> {
+        let since = Instant::now();
+        let dials = intent == Intent::Send || self.rank() < key.rank;
+        if !dials && let Some(stream) = self.await_connection(key, since + PATIENCE)? {
+            return Ok(stream);
+        }
+        if let Some(stream) = self.table.begin(key) {
+            return Ok(stream);
+        }
+        let deadline = since + self.timeout;
+        match self.dial(key, deadline) {
+            Ok(stream) => {
+                self.table.connected(key);
+                Ok(stream)
+            }
+            Err(Undialed::Ended(error)) => Err(self.fail(error)),
+            Err(Undialed::Crossed) => match self.await_connection(key, deadline)? {
+                Some(stream) => Ok(stream),
+                None => Err(self.fail(Error::timeout(key.rank, call, since.elapsed()))),
+            },
+            Err(Undialed::Late(Refusal::Interrupted(Interruption::Deadline))) => {
+                Err(self.fail(Error::timeout(key.rank, call, since.elapsed())))
+            }
+            Err(Undialed::Late(refusal)) => {
+                Err(self.fail(Error::Connect { rank: key.rank, cause: refusal.to_string() }))
+            }
+        }
+    }
+
+    /// Dials until `deadline`.
+    pub(super) fn dial(&self, key: Key, deadline: Instant) -> Result<Stream, Undialed> {
+        let identity = Identity { deadline, ..self.identity.clone() };
+        let (address, breaker) = (&self.addresses[key.rank], &self.identity.breaker);
+        dial(&identity, key.rank as u32, key.purpose, key.lane, || socket::open(address, deadline, breaker))
+    }
+
+    /// Waits to be dialed, until `deadline`.
+    pub(super) fn await_connection(&self, key: Key, deadline: Instant) -> Result<Option<Stream>, Error> {
+        loop {
+            if let Some(stream) = self.table.take(key) {
+                return Ok(Some(stream));
+            }
+            match wait(&[(self.table.arrived(), PollFlags::POLLIN)], deadline, &self.identity.breaker) {
+                Ok(()) => {}
+                Err(Interruption::Deadline) => return Ok(None),
+                Err(Interruption::Tripped(error)) => return Err(error),
+                Err(Interruption::Failed(error)) => return Err(self.fail(self.identity.system("poll", error))),
+            }
+        }
+    }
+
+    pub(super) fn fail(&self, error: Error) -> Error {
+        self.identity.breaker.trip(error)
+    }
+
+    pub(super) fn lost(&self, rank: usize) -> Error {
+        self.identity.breaker.lost(rank)
+    }
+
+    /// Waits for any of `fds`, after a wait that began at `since`. Returns early while it pays to look again at once.
+    /// `rank` is to blame if nothing comes.
+    pub(super) fn wait(
+        &self,
+        fds: &[(BorrowedFd<'_>, PollFlags)],
+        rank: usize,
+        since: Instant,
+        call: &Call,
+    ) -> Result<(), Error> {
+        let breaker = &*self.identity.breaker;
+        if since.elapsed() < self.spin {
+            std::hint::spin_loop();
+            return breaker.check();
+        }
+        let mut result = wait(fds, since + self.timeout / 2, breaker);
+        if matches!(result, Err(Interruption::Deadline)) {
+            breaker.say_waiting();
+            result = wait(fds, since + self.timeout, breaker);
+        }
+        if matches!(result, Err(Interruption::Deadline)) && breaker.is_excused(rank, since) {
+            result = wait(fds, since + self.timeout + GRACE, breaker);
+        }
+        match result {
+            Ok(()) => Ok(()),
+            Err(Interruption::Tripped(error)) => Err(error),
+            Err(Interruption::Deadline) => Err(self.fail(Error::timeout(rank, call, since.elapsed()))),
+            Err(Interruption::Failed(error)) => Err(self.fail(self.identity.system("poll", error))),
+        }
+    }
+}
+
+impl Drop for Links {
+    /// Whoever next expects something of this rank is told that it has left. Nobody is told after a failure: the
+    /// cause has gone out, and it counts for more.
+    fn drop(&mut self) {
+        if self.identity.breaker.check().is_err() {
+            return;
+        }
+        let goodbye = [IoSlice::new(&frame::GOODBYE)];
+        for channel in self.channels.iter().flatten() {
+            if let Some(lane) = channel.lanes.first() {
+                // To one that has long stopped reading it will be a closed connection.
+                let _ = lane.try_write(&goodbye);
+            }
+        }
+        for (key, stream) in self.table.drain() {
+            if key.purpose == Purpose::Data && key.lane == 0 {
+                let _ = stream.try_write(&goodbye);
+            }
+        }
+    }
+}

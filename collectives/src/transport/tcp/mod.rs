@@ -1,0 +1,106 @@
+//! The network: what ranks of different hosts do together over TCP.
+//!
+//! ```text
+//! operations   an operation is one passage, or several: a schedule with the buffers it works on
+//!   options    which schedule; settings
+//!   passage    carries a schedule out: headers compared, sends and receives overlapped
+//!     wire     rounding what goes out, combining what comes in
+//!     frame    headers
+//!   links      connections, made when first needed; waits, and whom they blame
+//!     table    the state of each, shared with
+//!     acceptor the thread that accepts, from authenticated ranks of this epoch only
+//!     socket   socket options
+//! ```
+
+mod acceptor;
+mod frame;
+mod links;
+mod operations;
+pub(crate) mod options;
+mod passage;
+mod socket;
+mod table;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use acceptor::Acceptor;
+use links::Links;
+use options::TcpOptions;
+use passage::Scratch;
+use table::{Key, Table};
+
+use crate::error::Error;
+use crate::monitor::ControlLink;
+use crate::transport::connect::Identity;
+use crate::transport::handshake::Purpose;
+
+/// How long a rank with a processor of its own looks for data again and again before it sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// This rank's connections to other ranks.
+pub(crate) struct Network {
+    // First to go: nobody is let in any more when the connections are closed.
+    _acceptor: Acceptor,
+    links: Links,
+    scratch: Scratch,
+    /// For operations that need memory beside the caller's; u64 for its alignment.
+    workspace: Vec<u64>,
+    options: TcpOptions,
+}
+
+/// Which ranks take part in an operation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Members {
+    /// World ranks, ascending.
+    pub(crate) ranks: Vec<usize>,
+    /// This rank's index among them.
+    pub(crate) me: usize,
+}
+
+impl Network {
+    /// Begins to accept connections at `listener`, and connects the control ring of `leaders` if this rank is one of
+    /// them; all others are connected when an operation first needs them. `addresses` are those of all ranks,
+    /// `local_ranks` says how many share this machine.
+    pub(crate) fn connect(
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        leaders: &[usize],
+        listener: TcpListener,
+        local_ranks: usize,
+        options: &TcpOptions,
+        timeout: Duration,
+    ) -> Result<(Network, Vec<ControlLink>), Error> {
+        let rank = identity.rank as usize;
+        let place = leaders.iter().position(|leader| *leader == rank).filter(|_| leaders.len() > 1);
+        let at = |index: usize| leaders[index % leaders.len()];
+        let neighbours = place.map(|place| (at(place + 1), at(place + leaders.len() - 1)));
+        let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
+        let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
+        let acceptor = Acceptor::start(identity.clone(), listener, Arc::clone(&table))
+            .map_err(|error| identity.system("listener", error))?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let spin = if local_ranks <= processors { SPIN } else { Duration::ZERO };
+        let links = Links::new(identity, addresses, table, timeout, spin);
+        let mut controls = Vec::new();
+        if let Some((next, previous)) = neighbours {
+            let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
+            let link = |rank: usize, stream| ControlLink { rank, stream, process: None };
+            let stream = links.dial(key(next), identity.deadline);
+            controls.push(link(next, stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?));
+            match links.await_connection(key(previous), identity.deadline)? {
+                Some(stream) => controls.push(link(previous, stream)),
+                None => {
+                    let cause = "it has not connected in time".to_owned();
+                    return Err(links.fail(Error::Connect { rank: previous, cause }));
+                }
+            }
+        }
+        let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
+        Ok((Network { _acceptor: acceptor, links, scratch, workspace, options }, controls))
+    }
+}

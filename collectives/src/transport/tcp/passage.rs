@@ -1,0 +1,440 @@
+//! Carries a schedule out over connections: sends what may be sent, receives what comes, combines it while it is in
+//! cache, and waits only when neither goes on.
+
+#![allow(unsafe_code)]
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+
+use super::frame::{HEADER, complaint, header};
+use super::links::{Intent, Links};
+use super::options::TcpOptions;
+use super::wire::{Outgoing, STAGE, Staging};
+use crate::call::Call;
+use crate::element::DType;
+use crate::error::Error;
+use crate::reduce::ReduceOp;
+use crate::schedule::{Action, Schedule};
+
+/// Bytes that go over one connection before the next has its turn, where there are several.
+const STRIPE: usize = 256 << 10;
+
+/// Most pieces of memory in one write.
+const PIECES: usize = 16;
+
+/// What a passage sends from and receives into.
+pub(super) struct Buffers {
+    pub(super) dtype: DType,
+    pub(super) source: *const u8,
+    pub(super) target: *mut u8,
+    pub(super) op: ReduceOp,
+    pub(super) divisor: Option<usize>,
+    /// The target is not the caller's, so nothing is lost if data that should not have come is written there.
+    pub(super) private: bool,
+    /// Elements travel as bf16.
+    pub(super) compressed: bool,
+    /// The receiver's header is not waited for: the sender may be done before the receiver has begun.
+    pub(super) one_way: bool,
+}
+
+impl Buffers {
+    pub(super) fn wire_size(&self) -> usize {
+        if self.compressed { DType::BF16.size() } else { self.dtype.size() }
+    }
+}
+
+/// One other rank, as this passage sees it.
+struct End {
+    member: usize,
+    rank: usize,
+    sends: bool,
+    lanes_out: usize,
+    lanes_in: usize,
+    own: [u8; HEADER],
+    own_sent: usize,
+    expected: [u8; HEADER],
+    theirs: [u8; HEADER],
+    theirs_received: usize,
+    /// Bytes of data in each direction, to know whose turn it is among the lanes.
+    sent: usize,
+    received: usize,
+}
+
+/// The lane that byte `offset` travels on, and how many bytes stay on it.
+fn lane(offset: usize, lanes: usize) -> (usize, usize) {
+    match lanes {
+        1 => (0, usize::MAX),
+        _ => (offset / STRIPE % lanes, STRIPE - offset % STRIPE),
+    }
+}
+
+struct Passage<'a> {
+    links: &'a mut Links,
+    call: &'a Call,
+    schedule: &'a Schedule,
+    buffers: &'a Buffers,
+    ends: Vec<End>,
+    next_send: usize,
+    /// Bytes of the next send that are on their way.
+    sent: usize,
+    outgoing: Outgoing<'a>,
+    next_receive: usize,
+    staging: Staging<'a>,
+}
+
+/// Memory that passages use one after the other.
+#[derive(Default)]
+pub(super) struct Scratch {
+    incoming: Vec<u64>,
+    outgoing: Vec<u64>,
+}
+
+/// Runs `schedule`, whose ranks are indices of `members`.
+///
+/// # Safety
+/// The schedule's ranges of elements lie within the source, for sends, and the target, for receives; both are aligned
+/// and touched by nobody else. They are the same memory or disjoint.
+pub(super) unsafe fn run(
+    links: &mut Links,
+    scratch: &mut Scratch,
+    options: &TcpOptions,
+    call: &Call,
+    members: &[usize],
+    schedule: &Schedule,
+    buffers: &Buffers,
+) -> Result<(), Error> {
+    let ends = open(links, options, call, members, schedule, buffers)?;
+    let Scratch { incoming, outgoing } = scratch;
+    let mut passage = Passage {
+        links,
+        call,
+        schedule,
+        buffers,
+        ends,
+        next_send: 0,
+        sent: 0,
+        outgoing: Outgoing::new(outgoing),
+        next_receive: 0,
+        staging: Staging::new(incoming),
+    };
+    let mut since = None;
+    loop {
+        let sent = passage.send()?;
+        let received = passage.receive()?;
+        if passage.is_complete() {
+            return Ok(());
+        }
+        if sent || received {
+            since = None;
+        } else {
+            passage.wait(*since.get_or_insert_with(Instant::now))?;
+        }
+    }
+}
+
+/// Opens the connections that a passage uses, and counts it on each.
+fn open(
+    links: &mut Links,
+    options: &TcpOptions,
+    call: &Call,
+    members: &[usize],
+    schedule: &Schedule,
+    buffers: &Buffers,
+) -> Result<Vec<End>, Error> {
+    // By member: bytes out and in, where there is any message.
+    let mut ends: Vec<(usize, Option<usize>, Option<usize>)> = Vec::new();
+    let mut find = |member: usize| match ends.iter().rposition(|(known, ..)| *known == member) {
+        Some(index) => index,
+        None => {
+            ends.push((member, None, None));
+            ends.len() - 1
+        }
+    };
+    let sends: Vec<_> = schedule.sends.iter().map(|send| (find(send.to), send.range.len())).collect();
+    let receives: Vec<_> = schedule.receives.iter().map(|receive| (find(receive.from), receive.range.len())).collect();
+    for (index, length) in sends {
+        *ends[index].1.get_or_insert(0) += length * buffers.wire_size();
+    }
+    for (index, length) in receives {
+        *ends[index].2.get_or_insert(0) += length * buffers.wire_size();
+    }
+    let intent = if buffers.one_way && !schedule.sends.is_empty() { Intent::Send } else { Intent::Meet };
+    ends.into_iter()
+        .map(|(member, out, into)| {
+            let rank = members[member];
+            let lanes = |bytes: Option<usize>| options.lanes(links.same_address(rank), bytes.unwrap_or(0));
+            let (lanes_out, lanes_in) = (lanes(out), lanes(into));
+            links.open(rank, lanes_out.max(lanes_in), intent, call)?;
+            let channel = links.channel(rank);
+            let own = header(call, channel.sent, buffers.dtype, buffers.compressed);
+            let expected = header(call, channel.received, buffers.dtype, buffers.compressed);
+            let (greets, listens) = (out.is_some() || !buffers.one_way, into.is_some() || !buffers.one_way);
+            channel.sent += u64::from(greets);
+            channel.received += u64::from(listens);
+            Ok(End {
+                member,
+                rank,
+                sends: out.is_some(),
+                lanes_out,
+                lanes_in,
+                own,
+                own_sent: if greets { 0 } else { HEADER },
+                expected,
+                theirs: [0; HEADER],
+                theirs_received: if listens { 0 } else { HEADER },
+                sent: 0,
+                received: 0,
+            })
+        })
+        .collect()
+}
+
+impl Passage<'_> {
+    fn is_complete(&self) -> bool {
+        self.next_send == self.schedule.sends.len()
+            && self.next_receive == self.schedule.receives.len()
+            && self.ends.iter().all(|end| end.own_sent == HEADER && end.theirs_received == HEADER)
+    }
+
+    fn end(&self, member: usize) -> usize {
+        self.ends.iter().position(|end| end.member == member).expect("a passage knows the ranks of its schedule")
+    }
+
+    /// Sends what there is room for; whether anything was sent.
+    fn send(&mut self) -> Result<bool, Error> {
+        let mut moved = false;
+        // To those who get no data the header goes at once.
+        for index in 0..self.ends.len() {
+            let end = &self.ends[index];
+            if !end.sends && end.own_sent < HEADER {
+                let rest = [IoSlice::new(&end.own[end.own_sent..])];
+                match self.links.channel(end.rank).lanes[0].try_write(&rest) {
+                    Ok(written) => {
+                        self.ends[index].own_sent += written.unwrap_or(0);
+                        moved |= written.is_some();
+                    }
+                    Err(_) => return Err(self.broken(index)),
+                }
+            }
+        }
+        let Some(send) = self.schedule.sends.get(self.next_send) else { return Ok(moved) };
+        if send.after > self.next_receive {
+            return Ok(moved);
+        }
+        let index = self.end(send.to);
+        let written = if self.buffers.compressed { self.write_compressed(index) } else { self.write(index) };
+        match written {
+            Ok(written) => Ok(moved | written),
+            Err(_) => Err(self.broken(index)),
+        }
+    }
+
+    /// Writes the header's rest and the data of as many sends as may go to this end now.
+    fn write(&mut self, index: usize) -> std::io::Result<bool> {
+        let end = &mut self.ends[index];
+        let size = self.buffers.dtype.size();
+        let (lane, mut room) = lane(end.sent, end.lanes_out);
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        pieces[0] = IoSlice::new(&end.own[end.own_sent..]);
+        let mut number = 1;
+        let mut skip = self.sent;
+        for send in &self.schedule.sends[self.next_send..] {
+            if send.to != end.member || send.after > self.next_receive || number == PIECES || room == 0 {
+                break;
+            }
+            let length = (send.range.len() * size - skip).min(room);
+            // SAFETY: the range lies within the source by the caller's promise. Schedules receive nothing into a
+            // range before the other end has what was sent of it.
+            let piece =
+                unsafe { std::slice::from_raw_parts(self.buffers.source.add(send.range.start * size + skip), length) };
+            pieces[number] = IoSlice::new(piece);
+            number += 1;
+            room -= length;
+            skip = 0;
+        }
+        let Some(mut written) = self.links.channel(end.rank).lanes[lane].try_write(&pieces[..number])? else {
+            return Ok(false);
+        };
+        let of_header = written.min(HEADER - end.own_sent);
+        end.own_sent += of_header;
+        written -= of_header;
+        end.sent += written;
+        // What is complete, empty ranges too, once the header is on its way.
+        while end.own_sent == HEADER
+            && let Some(send) = self.schedule.sends.get(self.next_send)
+            && send.to == end.member
+            && send.after <= self.next_receive
+        {
+            let taken = written.min(send.range.len() * size - self.sent);
+            self.sent += taken;
+            written -= taken;
+            if self.sent < send.range.len() * size {
+                break;
+            }
+            self.next_send += 1;
+            self.sent = 0;
+        }
+        Ok(true)
+    }
+
+    /// The same for one send whose elements are rounded first, a piece at a time.
+    fn write_compressed(&mut self, index: usize) -> std::io::Result<bool> {
+        let end = &mut self.ends[index];
+        let send = &self.schedule.sends[self.next_send];
+        let total = send.range.len() * DType::BF16.size();
+        let (lane, room) = lane(end.sent, end.lanes_out);
+        let begun = self.sent / DType::BF16.size();
+        // SAFETY: the rest of the range lies within the source, which holds f32 where data is compressed.
+        let rest = unsafe {
+            let start = self.buffers.source.cast::<f32>().add(send.range.start + begun);
+            self.outgoing.rounded(start, send.range.len() - begun, self.sent)
+        };
+        let rest = &rest[..rest.len().min(room)];
+        let pieces = [IoSlice::new(&end.own[end.own_sent..]), IoSlice::new(rest)];
+        let Some(written) = self.links.channel(end.rank).lanes[lane].try_write(&pieces)? else { return Ok(false) };
+        let of_header = written.min(HEADER - end.own_sent);
+        end.own_sent += of_header;
+        end.sent += written - of_header;
+        self.sent += written - of_header;
+        if end.own_sent == HEADER && self.sent == total {
+            self.next_send += 1;
+            self.sent = 0;
+            self.outgoing.clear();
+        }
+        Ok(true)
+    }
+
+    /// Receives what is there; whether anything was.
+    fn receive(&mut self) -> Result<bool, Error> {
+        let Some(receive) = self.schedule.receives.get(self.next_receive) else {
+            // Those who send no data still say what they do.
+            let mut moved = false;
+            for index in 0..self.ends.len() {
+                if self.ends[index].theirs_received < HEADER {
+                    moved |= self.read_header(index, &mut [])? > 0;
+                }
+            }
+            return Ok(moved);
+        };
+        let (range, action) = (receive.range.clone(), receive.action);
+        let index = self.end(receive.from);
+        let size = self.buffers.dtype.size();
+        let mut moved = false;
+        if self.ends[index].theirs_received < HEADER {
+            let mut target: &mut [u8] = &mut [];
+            if self.buffers.private && action == Action::Replace && !self.buffers.compressed {
+                let (_, room) = lane(0, self.ends[index].lanes_in);
+                // SAFETY: the range lies within the target by the caller's promise, and nothing else refers to it.
+                target = unsafe {
+                    let start = self.buffers.target.add(range.start * size);
+                    std::slice::from_raw_parts_mut(start, (range.len() * size).min(room))
+                };
+            }
+            let of_data = self.read_header(index, target)?;
+            if self.ends[index].theirs_received < HEADER {
+                return Ok(of_data > 0);
+            }
+            moved = true;
+            let of_data = of_data - 1;
+            self.ends[index].received += of_data;
+            self.staging.done += of_data;
+        }
+        let total = range.len() * size;
+        if self.staging.done < total {
+            let end = &self.ends[index];
+            let (lane, room) = lane(end.received, end.lanes_in);
+            // SAFETY: the range lies within the target by the caller's promise, and nothing else refers to its rest.
+            let target = unsafe { self.buffers.target.add(range.start * size + self.staging.done) };
+            let rest = total - self.staging.done;
+            // SAFETY: as above.
+            let space = unsafe { self.staging.space(target, rest, action, self.buffers) };
+            let space_length = space.len().min(room);
+            let length = match self.links.channel(end.rank).lanes[lane].try_read(&mut space[..space_length]) {
+                Ok(None) => return Ok(moved),
+                Ok(Some(0)) | Err(_) => return Err(self.links.lost(end.rank)),
+                Ok(Some(length)) => length,
+            };
+            moved = true;
+            self.ends[index].received += length;
+            // SAFETY: as above.
+            unsafe { self.staging.take(length, target, rest, action, self.buffers) };
+        }
+        if self.staging.done == total {
+            self.next_receive += 1;
+            self.staging.done = 0;
+        }
+        Ok(moved)
+    }
+
+    /// Reads the rest of an end's header, and what follows it into `data`. Gives 0 if nothing has come, and one more
+    /// than the bytes of data else.
+    fn read_header(&mut self, index: usize, data: &mut [u8]) -> Result<usize, Error> {
+        let end = &mut self.ends[index];
+        let missing = HEADER - end.theirs_received;
+        let stream = &self.links.channel(end.rank).lanes[0];
+        let rest = &mut end.theirs[end.theirs_received..];
+        let read = match data.is_empty() {
+            true => stream.try_read(rest),
+            false => stream.try_read_vectored(&mut [IoSliceMut::new(rest), IoSliceMut::new(data)]),
+        };
+        let length = match read {
+            Ok(None) => return Ok(0),
+            Ok(Some(0)) | Err(_) => return Err(self.links.lost(end.rank)),
+            Ok(Some(length)) => length,
+        };
+        end.theirs_received += length.min(missing);
+        if end.theirs_received == HEADER && end.theirs != end.expected {
+            return Err(self.links.fail(complaint(end.rank, &end.theirs, self.call)));
+        }
+        Ok(1 + length.saturating_sub(missing))
+    }
+
+    /// Why a connection could not be written to. What the other end said before it closed it counts for more than
+    /// that it did.
+    fn broken(&mut self, index: usize) -> Error {
+        if self.ends[index].theirs == [0; HEADER] {
+            // Also where no header was waited for.
+            self.ends[index].theirs_received = 0;
+        }
+        while self.ends[index].theirs_received < HEADER {
+            match self.read_header(index, &mut []) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+        self.links.lost(self.ends[index].rank)
+    }
+
+    fn wait(&mut self, since: Instant) -> Result<(), Error> {
+        let mut waits: Vec<(usize, usize, PollFlags)> = Vec::with_capacity(4);
+        match self.schedule.receives.get(self.next_receive) {
+            Some(receive) => {
+                let end = &self.ends[self.end(receive.from)];
+                let lane = if end.theirs_received < HEADER { 0 } else { lane(end.received, end.lanes_in).0 };
+                waits.push((end.rank, lane, PollFlags::POLLIN));
+            }
+            None => {
+                let silent = self.ends.iter().filter(|end| end.theirs_received < HEADER);
+                waits.extend(silent.map(|end| (end.rank, 0, PollFlags::POLLIN)));
+            }
+        }
+        if let Some(send) = self.schedule.sends.get(self.next_send)
+            && send.after <= self.next_receive
+        {
+            let end = &self.ends[self.end(send.to)];
+            waits.push((end.rank, lane(end.sent, end.lanes_out).0, PollFlags::POLLOUT));
+        }
+        let ungreeted = self.ends.iter().filter(|end| !end.sends && end.own_sent < HEADER);
+        waits.extend(ungreeted.map(|end| (end.rank, 0, PollFlags::POLLOUT)));
+        let Some((rank, ..)) = waits.first().copied() else { return Ok(()) };
+        let fds: Vec<(BorrowedFd<'_>, PollFlags)> =
+            waits.iter().map(|(rank, lane, flags)| (self.links.fd(*rank, *lane), *flags)).collect();
+        self.links.wait(&fds, rank, since, self.call)
+    }
+}
+
+const _: () = assert!(STRIPE.is_multiple_of(STAGE) && STAGE.is_multiple_of(8));
