@@ -204,6 +204,39 @@ pub(super) unsafe fn claim(line: *mut u8) {
     let _ = line;
 }
 
+/// Copies without reading the target's lines first, and without keeping them in a cache.
+///
+/// # Safety
+/// As [`super::copy`].
+pub(super) unsafe fn stream(source: *const u8, target: *mut u8, length: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller's promise; stores are of 16 bytes that lie within the target and are aligned, and the fence
+    // lets them be seen before anything that is written later.
+    unsafe {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+        const LINE: usize = 64;
+        let head = target.align_offset(LINE).min(length);
+        super::copy(source, target, head);
+        let lines = (length - head) / LINE;
+        for line in 0..lines {
+            let (from, to) = (source.add(head + LINE * line), target.add(head + LINE * line));
+            let (from, to) = (from.cast::<__m128i>(), to.cast::<__m128i>());
+            let parts: [__m128i; 4] = std::array::from_fn(|part| _mm_loadu_si128(from.add(part)));
+            for (part, value) in parts.into_iter().enumerate() {
+                _mm_stream_si128(to.add(part), value);
+            }
+        }
+        _mm_sfence();
+        let done = head + LINE * lines;
+        super::copy(source.add(done), target.add(done), length - done);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        super::copy(source, target, length)
+    };
+}
+
 #[inline(always)]
 unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     combine: impl Fn(T::Partial, T::Partial) -> T::Partial + Copy,

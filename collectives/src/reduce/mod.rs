@@ -107,6 +107,24 @@ pub(crate) unsafe fn copy_to_read(source: *const u8, target: *mut u8, length: us
     }
 }
 
+/// Bytes of an output from which on it is written past the caches, where what is read meanwhile has more use of them.
+const PAST_CACHES: usize = 8 << 20;
+
+/// Copies a part of an output of `total` bytes, which nobody reads soon if it is long.
+///
+/// # Safety
+/// As [`copy`].
+#[inline]
+pub(crate) unsafe fn copy_out(source: *const u8, target: *mut u8, length: usize, total: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match total >= PAST_CACHES {
+            true => kernel::stream(source, target, length),
+            false => copy(source, target, length),
+        }
+    }
+}
+
 /// Converts 16-bit floats to f32.
 ///
 /// # Safety

@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+/// The size of a huge page, which saves a processor most look-ups of addresses.
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// Makes zeroed memory of `length` bytes whose size nobody can change any more.
 pub(crate) fn create(length: usize) -> io::Result<OwnedFd> {
@@ -29,7 +32,12 @@ pub(crate) fn map(fd: OwnedFd, length: usize) -> io::Result<MmapRaw> {
     if !seals.contains(SEALS) || actual != length as u64 {
         return Err(io::Error::other(format!("shared memory of {actual} bytes, sealed {seals:?}, not of {length}")));
     }
-    MmapOptions::new().len(length).map_raw(&file)
+    let map = MmapOptions::new().len(length).map_raw(&file)?;
+    if length >= HUGE {
+        // Advice, which a kernel without huge pages for shared memory refuses.
+        let _ = map.advise(Advice::HugePage);
+    }
+    Ok(map)
 }
 
 #[cfg(test)]

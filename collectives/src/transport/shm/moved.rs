@@ -3,7 +3,7 @@
 use crate::call::{Call, Location};
 use crate::element::{Data, DataMut};
 use crate::error::Error;
-use crate::reduce::copy;
+use crate::reduce::{copy, copy_out};
 use crate::segment::Segment;
 
 use std::ops::Range;
@@ -124,7 +124,7 @@ impl Group {
                 if length > 0 {
                     let window = self.region.window(self.turn + chunk as u64, from, offset, length);
                     // SAFETY: as above, with the roles swapped: the sender has filled it before the last meeting.
-                    unsafe { copy(window.cast_const(), output.part(&piece), length) };
+                    unsafe { copy_out(window.cast_const(), output.part(&piece), length, output.byte_len()) };
                 }
             }
         }
@@ -169,7 +169,7 @@ impl Group {
                 let length = piece.len() * size;
                 let window = self.region.window(self.turn + chunk as u64, from, 0, length);
                 // SAFETY: as for an exchange.
-                unsafe { copy(window.cast_const(), output.part(&piece), length) };
+                unsafe { copy_out(window.cast_const(), output.part(&piece), length, output.byte_len()) };
             }
         }
         self.turn += chunks as u64;
