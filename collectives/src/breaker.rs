@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, LossCause};
+use crate::flight::Recorder;
 use crate::monitor::ControlLink;
 use crate::transport::shm::Region;
 
@@ -60,6 +61,7 @@ struct State {
     excused: BTreeMap<usize, Instant>,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
@@ -86,11 +88,18 @@ impl Breaker {
         self.check()
     }
 
-    /// From now on other ranks are told over `links` and through `region`.
-    pub(crate) fn attach(&self, links: Vec<Arc<ControlLink>>, region: Option<Arc<Region>>) -> Result<(), Error> {
+    /// From now on other ranks are told over `links` and through `region`, and people by `recorder`.
+    pub(crate) fn attach(
+        &self,
+        links: Vec<Arc<ControlLink>>,
+        region: Option<Arc<Region>>,
+        recorder: Arc<Recorder>,
+    ) -> Result<(), Error> {
         let mut state = self.lock();
         state.links = links;
         state.region = region;
+        recorder.connected();
+        state.recorder = Some(recorder);
         match &state.error {
             None => Ok(()),
             Some(error) => {
@@ -104,6 +113,7 @@ impl Breaker {
         let mut state = self.lock();
         state.links.clear();
         state.region = None;
+        state.recorder = None;
     }
 
     #[inline]
@@ -188,6 +198,9 @@ impl State {
     /// Writes that never block.
     fn tell(&self, error: &Error) {
         let bytes = error.encode();
+        if let Some(recorder) = &self.recorder {
+            recorder.fail(error);
+        }
         if let Some(region) = &self.region {
             region.post_abort(&bytes);
         }

@@ -9,10 +9,31 @@ use crate::reduce::ReduceOp;
 pub(crate) enum Kind {
     Barrier,
     AllReduce(ReduceOp),
-    Broadcast { root: u32 },
+    Broadcast {
+        root: u32,
+    },
     AllGather,
     ReduceScatter(ReduceOp),
+    Reduce {
+        op: ReduceOp,
+        root: u32,
+    },
+    Gather {
+        root: u32,
+    },
+    Scatter {
+        root: u32,
+    },
+    /// With a count for each pair of ranks of its own, or one for all.
+    AllToAll {
+        uneven: bool,
+    },
+    /// From one rank to one other; counted for the two alone.
+    Message {
+        from: u32,
+    },
     Allocate,
+    Split,
 }
 
 /// Where a rank's data lies: in a segment that the ranks of its host share, or in its own memory.
@@ -43,6 +64,12 @@ impl Call {
             Kind::AllGather => (4, 0, 0),
             Kind::ReduceScatter(op) => (5, op as u8, 0),
             Kind::Allocate => (6, 0, 0),
+            Kind::Reduce { op, root } => (7, op as u8, root),
+            Kind::Gather { root } => (8, 0, root),
+            Kind::Scatter { root } => (9, 0, root),
+            Kind::AllToAll { uneven } => (10, uneven.into(), 0),
+            Kind::Message { from } => (11, 0, from),
+            Kind::Split => (12, 0, 0),
         };
         let mut bytes = [0; CALL_BYTES];
         bytes[0..8].copy_from_slice(&self.sequence.to_le_bytes());
@@ -52,19 +79,42 @@ impl Call {
         bytes
     }
 
+    /// The encoded call as words.
+    #[inline]
+    pub(crate) fn words(&self) -> [u64; CALL_BYTES / 8] {
+        let bytes = self.encode();
+        let (words, _) = bytes.as_chunks::<8>();
+        std::array::from_fn(|index| u64::from_le_bytes(words[index]))
+    }
+
+    pub(crate) fn from_words(words: [u64; CALL_BYTES / 8]) -> Option<Call> {
+        let mut bytes = [0; CALL_BYTES];
+        for (target, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *target = word.to_le_bytes();
+        }
+        Call::decode(&bytes)
+    }
+
     /// Reads an encoded call; `None` for anything else.
     pub(crate) fn decode(bytes: &[u8; CALL_BYTES]) -> Option<Call> {
         let (sequence, rest) = bytes.split_first_chunk::<8>()?;
         let (count, rest) = rest.split_first_chunk::<8>()?;
         let (root, rest) = rest.split_first_chunk::<4>()?;
         let &[kind, op, dtype, 0] = rest else { return None };
+        let root = u32::from_le_bytes(*root);
         let kind = match kind {
             1 => Kind::Barrier,
             2 => Kind::AllReduce(ReduceOp::from_code(op)?),
-            3 => Kind::Broadcast { root: u32::from_le_bytes(*root) },
+            3 => Kind::Broadcast { root },
             4 => Kind::AllGather,
             5 => Kind::ReduceScatter(ReduceOp::from_code(op)?),
             6 => Kind::Allocate,
+            7 => Kind::Reduce { op: ReduceOp::from_code(op)?, root },
+            8 => Kind::Gather { root },
+            9 => Kind::Scatter { root },
+            10 => Kind::AllToAll { uneven: op != 0 },
+            11 => Kind::Message { from: root },
+            12 => Kind::Split,
             _ => return None,
         };
         Some(Call {
@@ -85,7 +135,14 @@ impl fmt::Display for Call {
             Kind::Broadcast { root } => write!(f, "broadcast(root {root}, {dtype}, {count})"),
             Kind::AllGather => write!(f, "all_gather({dtype}, {count})"),
             Kind::ReduceScatter(op) => write!(f, "reduce_scatter({op}, {dtype}, {count})"),
+            Kind::Reduce { op, root } => write!(f, "reduce({op}, root {root}, {dtype}, {count})"),
+            Kind::Gather { root } => write!(f, "gather(root {root}, {dtype}, {count})"),
+            Kind::Scatter { root } => write!(f, "scatter(root {root}, {dtype}, {count})"),
+            Kind::AllToAll { uneven: false } => write!(f, "all_to_all({dtype}, {count})"),
+            Kind::AllToAll { uneven: true } => write!(f, "all_to_all({dtype}, uneven)"),
+            Kind::Message { from } => write!(f, "message(from {from}, {dtype}, {count})"),
             Kind::Allocate => write!(f, "allocate({dtype}, {count})"),
+            Kind::Split => write!(f, "split()"),
         }?;
         write!(f, " as operation {sequence}")
     }
@@ -123,10 +180,19 @@ mod tests {
             Kind::Broadcast { root: 70_000 },
             Kind::AllGather,
             Kind::ReduceScatter(ReduceOp::Max),
+            Kind::Reduce { op: ReduceOp::Min, root: 3 },
+            Kind::Gather { root: 1 },
+            Kind::Scatter { root: 2 },
+            Kind::AllToAll { uneven: true },
+            Kind::AllToAll { uneven: false },
+            Kind::Message { from: 9 },
             Kind::Allocate,
+            Kind::Split,
         ];
         for kind in kinds {
-            assert_eq!(Call::decode(&call(kind, 1 << 40).encode()), Some(call(kind, 1 << 40)));
+            let call = call(kind, 1 << 40);
+            assert_eq!(Call::decode(&call.encode()), Some(call));
+            assert_eq!(Call::from_words(call.words()), Some(call));
         }
     }
 

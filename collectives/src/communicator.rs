@@ -13,11 +13,13 @@ use crate::call::{Call, Kind, Location};
 use crate::config::{Config, Topology};
 use crate::element::{DType, Data, DataMut, Element};
 use crate::error::Error;
+use crate::flight::{Recorder, Seat};
 use crate::monitor::{ControlLink, Monitor};
 use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::schedule::part;
 use crate::segment::{Segment, SharedBuffer};
+use crate::ticks;
 use crate::transport::connect::Identity;
 use crate::transport::shm::{Group, Region};
 use crate::transport::stream::{Interruption, Stream};
@@ -48,6 +50,7 @@ struct Inner {
     world: usize,
     epoch: u64,
     breaker: Arc<Breaker>,
+    recorder: Arc<Recorder>,
     order: Order,
     engine: Mutex<Engine>,
     segments: Mutex<Vec<Weak<Segment>>>,
@@ -121,7 +124,7 @@ impl Communicator {
         };
         let ticket = self.inner.order.ticket();
         let call = Call { sequence: ticket, kind: Kind::Allocate, dtype: T::DTYPE, count: len as u64 };
-        let segment = self.inner.in_order(ticket, |engine| engine.allocate(&call, stride))?;
+        let segment = self.inner.in_order(&call, |engine| engine.allocate(&call, stride))?;
         let mut segments = self.inner.segments();
         segments.retain(|segment| segment.strong_count() > 0);
         segments.push(Arc::downgrade(&segment));
@@ -145,7 +148,7 @@ impl Communicator {
     pub fn barrier(&self) -> Result<(), Error> {
         let ticket = self.inner.order.ticket();
         let call = Call { sequence: ticket, kind: Kind::Barrier, dtype: DType::U8, count: 0 };
-        self.inner.in_order(ticket, |engine| engine.barrier(&call))
+        self.inner.in_order(&call, |engine| engine.barrier(&call))
     }
 
     /// Puts the equally long inputs of all ranks one after the other, in the order of ranks.
@@ -155,7 +158,7 @@ impl Communicator {
         let ticket = self.inner.order.ticket();
         let kind = Kind::AllGather;
         let call = Call { sequence: ticket, kind, dtype: input.dtype(), count: input.count() as u64 };
-        self.inner.in_order(ticket, |engine| engine.all_gather(&call, input, output))
+        self.inner.in_order(&call, |engine| engine.all_gather(&call, input, output))
     }
 
     /// Combines the inputs of all ranks, each of as many parts as there are ranks, and gives each rank its part.
@@ -170,7 +173,7 @@ impl Communicator {
         let ticket = self.inner.order.ticket();
         let kind = Kind::ReduceScatter(op);
         let call = Call { sequence: ticket, kind, dtype: input.dtype(), count: output.count() as u64 };
-        self.inner.in_order(ticket, |engine| engine.reduce_scatter(&call, input, output, op))
+        self.inner.in_order(&call, |engine| engine.reduce_scatter(&call, input, output, op))
     }
 
     /// [`Communicator::all_reduce`] beside the caller. The buffer comes back from [`Pending::wait`].
@@ -288,11 +291,14 @@ impl Order {
         state.0 - 1
     }
 
-    fn wait(&self, ticket: u64) {
+    /// Gives the ticks at which it came to wait, where it was not its turn yet.
+    fn wait(&self, ticket: u64) -> Option<u64> {
         let mut state = self.lock();
+        let since = (state.1 != ticket).then(ticks::now);
         while state.1 != ticket {
             state = self.turn.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+        since
     }
 
     fn next(&self) {
@@ -315,11 +321,14 @@ impl Inner {
         self.segments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn in_order<R>(&self, ticket: u64, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
-        self.order.wait(ticket);
+    fn in_order<R>(&self, call: &Call, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
+        let issued = self.order.wait(call.sequence);
         let _turn = Turn(&self.order);
         self.breaker.check()?;
-        run(&mut self.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        let slot = self.recorder.begin(call, issued, None);
+        let result = run(&mut self.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        self.recorder.end(slot, result.is_ok());
+        result
     }
 
     /// The segment that holds the buffer, if it was allocated here.
@@ -334,14 +343,14 @@ impl Inner {
         let kind = Kind::AllReduce(op);
         let call = Call { sequence: ticket, kind, dtype: data.dtype(), count: data.count() as u64 };
         let segment = self.locate(&data);
-        self.in_order(ticket, |engine| engine.all_reduce(&call, data, op, segment))
+        self.in_order(&call, |engine| engine.all_reduce(&call, data, op, segment))
     }
 
     fn broadcast(&self, ticket: u64, data: DataMut<'_>, root: u32) -> Result<(), Error> {
         let kind = Kind::Broadcast { root };
         let call = Call { sequence: ticket, kind, dtype: data.dtype(), count: data.count() as u64 };
         let segment = self.locate(&data);
-        self.in_order(ticket, |engine| engine.broadcast(&call, data, root as usize, segment))
+        self.in_order(&call, |engine| engine.broadcast(&call, data, root as usize, segment))
     }
 }
 
@@ -477,7 +486,20 @@ impl Engine {
 }
 
 fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
-    let Config { rank, world, epoch, peers, listener, secret, transports, connect_timeout, timeout, abort: _ } = config;
+    let recorder = Recorder::new(&Seat::of(&config)).map(Arc::new);
+    let Config {
+        rank,
+        world,
+        epoch,
+        label: _,
+        peers,
+        listener,
+        secret,
+        transports,
+        connect_timeout,
+        timeout,
+        abort: _,
+    } = config;
     let topology = Topology::new(&peers, transports);
     let (host, place) = topology.place(rank);
     let members = &topology.groups[host];
@@ -489,6 +511,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         deadline: Instant::now() + connect_timeout,
         breaker: Arc::clone(breaker),
     };
+    let recorder = recorder.map_err(|error| identity.system("flight recorder", error))?;
     let spans = topology.spans_hosts();
     let mut links = Vec::new();
     let mut memory = Vec::new();
@@ -516,7 +539,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
             Some(monitor.map_err(|error| identity.system("thread", error))?)
         }
     };
-    breaker.attach(links, region.clone())?;
+    breaker.attach(links, region.clone(), Arc::clone(&recorder))?;
     let members = members.clone();
     let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
     let breaker = Arc::clone(breaker);
@@ -526,6 +549,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         world,
         epoch,
         breaker,
+        recorder,
         order: Order::default(),
         engine: Mutex::new(engine),
         segments: Mutex::default(),

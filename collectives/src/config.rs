@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::breaker::AbortHandle;
 use crate::error::Error;
+use crate::flight::LABEL_MAX;
 
 /// One rank, as membership gives it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +55,8 @@ pub struct Config {
     pub world: usize,
     /// Connections of another epoch are refused.
     pub epoch: u64,
+    /// What the job is called, for people that look at it with [`flight`](crate::flight); may be empty.
+    pub label: String,
     /// By rank; `peers[rank]` is this rank itself.
     pub peers: Vec<Peer>,
     /// Listens at `peers[rank].address`; closed once all ranks are connected.
@@ -75,6 +78,7 @@ impl Config {
             rank,
             world: peers.len(),
             epoch,
+            label: String::new(),
             peers,
             listener,
             secret,
@@ -95,6 +99,9 @@ impl Config {
         }
         if self.peers.len() != self.world {
             return refuse(format!("{} peers for world {}", self.peers.len(), self.world));
+        }
+        if self.label.len() > LABEL_MAX {
+            return refuse(format!("the label is longer than {LABEL_MAX} bytes"));
         }
         if self.secret.0.len() < 16 {
             return refuse("the secret is shorter than 16 bytes".to_owned());

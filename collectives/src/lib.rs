@@ -13,6 +13,7 @@
 //!   transport/tcp    the ring of hosts, carrying out `schedule`
 //!   reduce           the arithmetic
 //! breaker        the end of a communicator, and its cause; `monitor` watches for it
+//! flight         the last operations of each rank, for other processes to read, and who waits for whom
 //! nccl           the same operations between GPUs, by NCCL
 //! ```
 
@@ -22,12 +23,14 @@ mod communicator;
 mod config;
 mod element;
 mod error;
+pub mod flight;
 mod monitor;
 pub mod nccl;
 mod pending;
 mod reduce;
 mod schedule;
 mod segment;
+mod ticks;
 mod transport;
 
 pub use breaker::AbortHandle;
