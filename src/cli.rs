@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Wait(WaitArgs),
     /// Delete objects
     Delete(DeleteArgs),
+    /// Show what the ranks on this machine do, who waits for whom, and who is to blame
+    Flight(FlightArgs),
     /// Measure the collective operations on this machine, beside gloo and Open MPI
     Bench(BenchArgs),
     /// One rank of `muster bench`, which starts it
@@ -387,6 +389,39 @@ pub(crate) struct VersionArgs {
     pub(crate) output: Option<OutputFormat>,
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  muster flight
+  muster flight --job mnist --ops 20
+  muster flight --pid 4711 -o json
+
+Every rank keeps its last 256 collective operations in memory that other processes of the same user
+can read, also while it hangs or is stopped. A rank in an operation waits for those that have not
+begun it; between two operations its state is `outside`. Where somebody has waited for over a second,
+the ranks that hold the others up are named, with what to do. In JSON, sets of ranks are lists of
+[first, last].")]
+pub(crate) struct FlightArgs {
+    /// Only communicators of this job
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) job: Option<String>,
+    /// Only communicators that this process takes part in
+    #[arg(long, value_name = "PID")]
+    pub(crate) pid: Option<u32>,
+    /// Also the last N operations of each rank
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub(crate) ops: u16,
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: FlightFormat,
+}
+
+/// How `muster flight` shows what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FlightFormat {
+    Table,
+    Json,
 }
 
 /// A collective operation that can be measured.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, LossCause};
+use crate::flight::Recorder;
 use crate::monitor::ControlLink;
 use crate::transport::shm::Region;
 
@@ -62,6 +63,7 @@ struct State {
     said_waiting: u32,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
@@ -88,11 +90,19 @@ impl Breaker {
         self.check()
     }
 
-    /// From now on other ranks are told over `links` and through `region`.
+    /// From now on people are told by `recorder`.
+    pub(crate) fn record(&self, recorder: Arc<Recorder>) {
+        self.lock().recorder = Some(recorder);
+    }
+
+    /// All ranks are connected; from now on they are told over `links` and through `region`.
     pub(crate) fn attach(&self, links: Vec<Arc<ControlLink>>, region: Option<Arc<Region>>) -> Result<(), Error> {
         let mut state = self.lock();
         state.links = links;
         state.region = region;
+        if let Some(recorder) = &state.recorder {
+            recorder.connected();
+        }
         match &state.error {
             None => Ok(()),
             Some(error) => {
@@ -106,6 +116,7 @@ impl Breaker {
         let mut state = self.lock();
         state.links.clear();
         state.region = None;
+        state.recorder = None;
     }
 
     #[inline]
@@ -199,6 +210,9 @@ impl State {
     /// Writes that never block.
     fn tell(&self, error: &Error) {
         let bytes = error.encode();
+        if let Some(recorder) = &self.recorder {
+            recorder.fail(error);
+        }
         if let Some(region) = &self.region {
             region.post_abort(&bytes);
         }

@@ -11,9 +11,10 @@ use crate::config::{Config, Topology};
 use crate::element::{DType, Data, DataMut, Element};
 use crate::engine::{Engine, Exchange, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
+use crate::flight::{Recorder, Seat};
 use crate::monitor::{ControlLink, Monitor};
-use crate::order::Order;
-use crate::origin::{Origin, SEAT, Seat};
+use crate::order::{Order, Ticket};
+use crate::origin::{Origin, SEAT, Share};
 use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::segment::{Segment, SharedBuffer};
@@ -43,6 +44,7 @@ struct Inner {
     world: usize,
     epoch: u64,
     breaker: Arc<Breaker>,
+    recorder: Arc<Recorder>,
     order: Order,
     engine: Mutex<Engine>,
     segments: Mutex<Vec<Weak<Segment>>>,
@@ -409,7 +411,7 @@ impl Communicator {
         let (inner, rank) = (&self.inner, self.inner.rank);
         let (sequence, seats, listener) = inner.run(ticket, Kind::Split, DType::U8, 0, |engine, call| {
             let (listener, port) = inner.origin.listen(rank).map_err(|error| inner.breaker.trip(error))?;
-            let own = Seat { color, key, port };
+            let own = Share { color, key, port };
             let mut seats = vec![0i64; SEAT * inner.world];
             engine.all_gather(call, (&own.encode()).into(), (&mut seats).into())?;
             Ok((call.sequence, seats, listener))
@@ -419,7 +421,7 @@ impl Communicator {
         let mut members: Vec<(i32, usize, u16)> = seats
             .iter()
             .enumerate()
-            .map(|(rank, seat)| (rank, Seat::decode(seat)))
+            .map(|(rank, seat)| (rank, Share::decode(seat)))
             .filter(|(_, seat)| seat.color == Some(color))
             .map(|(rank, seat)| (seat.key, rank, seat.port))
             .collect();
@@ -430,7 +432,7 @@ impl Communicator {
 
     fn start<R: Send + 'static>(
         &self,
-        operation: impl FnOnce(&Inner, u64) -> (R, Result<(), Error>) + Send + 'static,
+        operation: impl FnOnce(&Inner, Ticket) -> (R, Result<(), Error>) + Send + 'static,
     ) -> Result<Pending<R>, Error> {
         let mut background = self.background.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if background.is_none() {
@@ -531,7 +533,7 @@ impl Inner {
     }
 
     #[inline]
-    fn in_order<R>(&self, ticket: u64, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
+    fn in_order<R>(&self, ticket: Ticket, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
         let _turn = self.order.wait(ticket);
         self.breaker.check()?;
         run(&mut self.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
@@ -541,7 +543,7 @@ impl Inner {
     #[inline]
     fn run<R>(
         &self,
-        ticket: u64,
+        ticket: Ticket,
         kind: Kind,
         dtype: DType,
         count: usize,
@@ -549,7 +551,10 @@ impl Inner {
     ) -> Result<R, Error> {
         self.in_order(ticket, |engine| {
             let call = engine.call(kind, dtype, count);
-            run(engine, &call)
+            let slot = self.recorder.begin(&call, Some(ticket.issued), None);
+            let result = run(engine, &call);
+            self.recorder.end(slot, result.is_ok());
+            result
         })
     }
 
@@ -566,7 +571,7 @@ impl Inner {
     }
 
     #[inline]
-    fn all_reduce(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
+    fn all_reduce(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
         self.run(ticket, Kind::AllReduce(op), input.dtype(), input.count(), |engine, call| {
             let located = self.locate_in_place(engine, &input, &output);
             engine.reduce(call, input, output, op, &located, None)
@@ -583,37 +588,44 @@ impl Inner {
         self.locate(input.pointer(), bytes)
     }
 
-    fn reduce(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp, root: u32) -> Result<(), Error> {
+    fn reduce(
+        &self,
+        ticket: Ticket,
+        input: Data<'_>,
+        output: DataMut<'_>,
+        op: ReduceOp,
+        root: u32,
+    ) -> Result<(), Error> {
         self.run(ticket, Kind::Reduce { op, root }, input.dtype(), input.count(), |engine, call| {
             let located = self.locate_in_place(engine, &input, &output);
             engine.reduce(call, input, output, op, &located, Some(root as usize))
         })
     }
 
-    fn broadcast(&self, ticket: u64, data: DataMut<'_>, root: u32) -> Result<(), Error> {
+    fn broadcast(&self, ticket: Ticket, data: DataMut<'_>, root: u32) -> Result<(), Error> {
         self.run(ticket, Kind::Broadcast { root }, data.dtype(), data.count(), |engine, call| {
             let located = self.locate(data.pointer(), data.byte_len());
             engine.broadcast(call, data, root as usize, &located)
         })
     }
 
-    fn barrier(&self, ticket: u64) -> Result<(), Error> {
+    fn barrier(&self, ticket: Ticket) -> Result<(), Error> {
         self.run(ticket, Kind::Barrier, DType::U8, 0, |engine, call| engine.barrier(call))
     }
 
-    fn all_gather(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
+    fn all_gather(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
         self.run(ticket, Kind::AllGather, input.dtype(), input.count(), |engine, call| {
             engine.all_gather(call, input, output)
         })
     }
 
-    fn reduce_scatter(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
+    fn reduce_scatter(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
         self.run(ticket, Kind::ReduceScatter(op), input.dtype(), output.count(), |engine, call| {
             engine.reduce_scatter(call, input, output, op)
         })
     }
 
-    fn gather(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
+    fn gather(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
         let (count, me) = (input.count(), self.rank);
         self.run(ticket, Kind::Gather { root }, input.dtype(), count, |engine, call| {
             let root = root as usize;
@@ -624,7 +636,7 @@ impl Inner {
         })
     }
 
-    fn scatter(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
+    fn scatter(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
         let (count, me) = (output.count(), self.rank);
         self.run(ticket, Kind::Scatter { root }, output.dtype(), count, |engine, call| {
             let root = root as usize;
@@ -635,7 +647,7 @@ impl Inner {
         })
     }
 
-    fn all_to_all(&self, ticket: u64, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
+    fn all_to_all(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
         let count = input.count() / self.world;
         self.run(ticket, Kind::AllToAll { uneven: false }, input.dtype(), count, |engine, call| {
             let part = |rank: usize| rank * count..(rank + 1) * count;
@@ -646,7 +658,7 @@ impl Inner {
 
     fn all_to_all_uneven(
         &self,
-        ticket: u64,
+        ticket: Ticket,
         input: Data<'_>,
         sent: &[usize],
         output: DataMut<'_>,
@@ -678,11 +690,22 @@ impl Inner {
 
     fn message(
         &self,
-        ticket: u64,
+        ticket: Ticket,
         outgoing: Option<(usize, Data<'_>)>,
         incoming: Option<(usize, DataMut<'_>)>,
     ) -> Result<(), Error> {
-        self.in_order(ticket, |engine| engine.message(outgoing, incoming))
+        self.in_order(ticket, |engine| {
+            let outgoing = outgoing.map(|(to, data)| engine.outgoing(to, data));
+            let incoming = incoming.map(|(from, data)| engine.incoming(from, data));
+            let begin = |call: &Call, peer: usize| self.recorder.begin(call, Some(ticket.issued), Some(peer as u32));
+            let sent = outgoing.as_ref().map(|(to, call, _)| begin(call, *to));
+            let received = incoming.as_ref().map(|(from, call, _)| begin(call, *from));
+            let result = engine.message(outgoing, incoming);
+            for slot in [sent, received].into_iter().flatten() {
+                self.recorder.end(slot, result.is_ok());
+            }
+            result
+        })
     }
 }
 
@@ -704,12 +727,31 @@ impl Offsets {
 }
 
 fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
-    let Config { rank, world, epoch, peers, listener, secret, transports, tcp, connect_timeout, timeout, abort: _ } =
-        config;
+    let recorder = Recorder::new(&Seat::of(&config)).map(Arc::new);
+    let Config {
+        rank,
+        world,
+        epoch,
+        label,
+        peers,
+        listener,
+        secret,
+        transports,
+        tcp,
+        connect_timeout,
+        timeout,
+        abort: _,
+    } = config;
     let topology = Topology::new(&peers, transports);
-    let (parent_peers, parent_secret, parent_tcp) = (peers.clone(), secret.clone(), tcp.clone());
-    let origin =
-        Origin { peers: parent_peers, secret: parent_secret, transports, tcp: parent_tcp, connect_timeout, timeout };
+    let origin = Origin {
+        label,
+        peers: peers.clone(),
+        secret: secret.clone(),
+        transports,
+        tcp: tcp.clone(),
+        connect_timeout,
+        timeout,
+    };
     let (host, place) = topology.place(rank);
     let members = &topology.groups[host];
     let identity = Identity {
@@ -720,6 +762,8 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         deadline: Instant::now() + connect_timeout,
         breaker: Arc::clone(breaker),
     };
+    let recorder = recorder.map_err(|error| identity.system("flight recorder", error))?;
+    breaker.record(Arc::clone(&recorder));
     let spans = topology.spans_hosts();
     let mut links = Vec::new();
     let mut memory = Vec::new();
@@ -774,6 +818,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         world,
         epoch,
         breaker,
+        recorder,
         order: Order::default(),
         engine: Mutex::new(engine),
         segments: Mutex::default(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::breaker::AbortHandle;
 use crate::error::Error;
+use crate::flight::LABEL_MAX;
 use crate::transport::tcp::options::TcpOptions;
 
 /// One rank, as membership gives it.
@@ -55,6 +56,8 @@ pub struct Config {
     pub world: usize,
     /// Connections of another epoch are refused.
     pub epoch: u64,
+    /// What the job is called, for people that look at it with [`flight`](crate::flight); may be empty.
+    pub label: String,
     /// By rank; `peers[rank]` is this rank itself.
     pub peers: Vec<Peer>,
     /// Listens at `peers[rank].address`, for as long as the communicator exists.
@@ -77,6 +80,7 @@ impl Config {
             rank,
             world: peers.len(),
             epoch,
+            label: String::new(),
             peers,
             listener,
             secret,
@@ -101,6 +105,9 @@ impl Config {
         }
         if self.tcp.streams == Some(0) {
             return refuse("0 streams to a peer".to_owned());
+        }
+        if self.label.len() > LABEL_MAX {
+            return refuse(format!("the label is longer than {LABEL_MAX} bytes"));
         }
         if self.secret.0.len() < 16 {
             return refuse("the secret is shorter than 16 bytes".to_owned());

@@ -67,6 +67,16 @@ impl Engine {
         Call { sequence, kind, dtype, count: count as u64 }
     }
 
+    /// A message to rank `to`, as this rank calls it.
+    pub(crate) fn outgoing<'a>(&mut self, to: usize, data: Data<'a>) -> (usize, Call, Data<'a>) {
+        (to, self.message_call(self.rank, to, data.dtype(), data.count()), data)
+    }
+
+    /// A message from rank `from`.
+    pub(crate) fn incoming<'a>(&mut self, from: usize, data: DataMut<'a>) -> (usize, Call, DataMut<'a>) {
+        (from, self.message_call(from, self.rank, data.dtype(), data.count()), data)
+    }
+
     fn message_call(&mut self, from: usize, to: usize, dtype: DType, count: usize) -> Call {
         let next = self.messages.entry((from, to)).or_default();
         let sequence = *next;
@@ -266,13 +276,10 @@ impl Engine {
     /// Sends to one rank, receives from one, or both.
     pub(crate) fn message(
         &mut self,
-        outgoing: Option<(usize, Data<'_>)>,
-        incoming: Option<(usize, DataMut<'_>)>,
+        outgoing: Option<(usize, Call, Data<'_>)>,
+        incoming: Option<(usize, Call, DataMut<'_>)>,
     ) -> Result<(), Error> {
         let me = self.rank;
-        let outgoing = outgoing.map(|(to, data)| (to, self.message_call(me, to, data.dtype(), data.count()), data));
-        let incoming =
-            incoming.map(|(from, data)| (from, self.message_call(from, me, data.dtype(), data.count()), data));
         let here = |rank: usize| Some(self.topology.place(rank)).filter(|(host, _)| *host == self.host);
         let is_local = |rank: Option<usize>| rank.is_none_or(|rank| here(rank).is_some());
         let (to, from) = (outgoing.as_ref().map(|(to, ..)| *to), incoming.as_ref().map(|(from, ..)| *from));

@@ -13,6 +13,7 @@
 //!   transport/tcp    the network between hosts, carrying out `schedule`
 //!   reduce           the arithmetic
 //! breaker        the end of a communicator, and its cause; `monitor` watches for it
+//! flight         the last operations of each rank, for other processes to read, and who waits for whom
 //! nccl           the same operations between GPUs, by NCCL
 //! ```
 
@@ -24,6 +25,7 @@ mod config;
 mod element;
 mod engine;
 mod error;
+pub mod flight;
 mod monitor;
 pub mod nccl;
 mod order;
@@ -32,6 +34,7 @@ mod pending;
 mod reduce;
 mod schedule;
 mod segment;
+mod ticks;
 mod transport;
 
 pub use breaker::AbortHandle;

@@ -3,6 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex};
 
+use crate::ticks;
+
+/// A place in the order of operations.
+#[derive(Clone, Copy)]
+pub(crate) struct Ticket {
+    pub(crate) number: u64,
+    /// The ticks at which it was taken.
+    pub(crate) issued: u64,
+}
+
 #[derive(Default)]
 pub(crate) struct Order {
     next: AtomicU64,
@@ -15,17 +25,18 @@ pub(crate) struct Order {
 
 impl Order {
     #[inline]
-    pub(crate) fn ticket(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    pub(crate) fn ticket(&self) -> Ticket {
+        Ticket { number: self.next.fetch_add(1, Ordering::Relaxed), issued: ticks::now() }
     }
 
     /// Waits for the turn of `ticket`, which lasts until the guard is dropped, also by a panic.
     #[inline]
-    pub(crate) fn wait(&self, ticket: u64) -> Turn<'_> {
-        if self.turn.load(Ordering::Acquire) != ticket {
-            self.sleep(ticket);
+    pub(crate) fn wait(&self, ticket: Ticket) -> Turn<'_> {
+        let Ticket { number, .. } = ticket;
+        if self.turn.load(Ordering::Acquire) != number {
+            self.sleep(number);
         }
-        Turn { order: self, ticket }
+        Turn { order: self, ticket: number }
     }
 
     #[cold]
@@ -69,18 +80,18 @@ mod tests {
     fn turns_come_in_the_order_of_tickets() {
         let order = Order::default();
         let log = Mutex::new(Vec::new());
-        let tickets: Vec<u64> = (0..200).map(|_| order.ticket()).collect();
+        let tickets: Vec<Ticket> = (0..200).map(|_| order.ticket()).collect();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let (order, log, tickets) = (&order, &log, &tickets);
                 scope.spawn(move || {
                     for ticket in tickets.iter().skip(thread).step_by(4) {
                         let _turn = order.wait(*ticket);
-                        log.lock().expect("log").push(*ticket);
+                        log.lock().expect("log").push(ticket.number);
                     }
                 });
             }
         });
-        assert_eq!(log.into_inner().expect("log"), tickets);
+        assert_eq!(log.into_inner().expect("log"), (0..200).collect::<Vec<_>>());
     }
 }

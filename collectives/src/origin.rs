@@ -9,6 +9,7 @@ use crate::transport::handshake::tag;
 use crate::transport::tcp::options::TcpOptions;
 
 pub(crate) struct Origin {
+    pub(crate) label: String,
     pub(crate) peers: Vec<Peer>,
     pub(crate) secret: Secret,
     pub(crate) transports: Transports,
@@ -17,25 +18,25 @@ pub(crate) struct Origin {
     pub(crate) timeout: Duration,
 }
 
-/// Words of an encoded [`Seat`].
+/// Words of an encoded [`Share`].
 pub(crate) const SEAT: usize = 3;
 
 /// What a rank tells the others when a communicator is split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Share {
     pub(crate) color: Option<u32>,
     pub(crate) key: i32,
     pub(crate) port: u16,
 }
 
-impl Seat {
+impl Share {
     pub(crate) fn encode(self) -> Vec<i64> {
         vec![self.color.map_or(-1, i64::from), self.key.into(), self.port.into()]
     }
 
     /// What another rank of this version has encoded; anything else gives a seat that connects to nobody.
-    pub(crate) fn decode([color, key, port]: &[i64; SEAT]) -> Seat {
-        Seat { color: u32::try_from(*color).ok(), key: *key as i32, port: *port as u16 }
+    pub(crate) fn decode([color, key, port]: &[i64; SEAT]) -> Share {
+        Share { color: u32::try_from(*color).ok(), key: *key as i32, port: *port as u16 }
     }
 }
 
@@ -72,6 +73,7 @@ impl Origin {
         let secret = Secret::new(tag(&self.secret, &parts).to_vec());
         let place = members.iter().position(|(_, member, _)| *member == rank).unwrap_or_default();
         let mut config = Config::new(place, epoch, peers, listener, secret);
+        config.label = self.label.clone();
         config.transports = self.transports;
         config.tcp = self.tcp.clone();
         config.connect_timeout = self.connect_timeout;
@@ -88,8 +90,8 @@ mod tests {
     fn seats_are_read_back() {
         for color in [None, Some(0), Some(u32::MAX)] {
             for (key, port) in [(0, 0), (i32::MIN, u16::MAX), (7, 80)] {
-                let seat = Seat { color, key, port };
-                assert_eq!(Some(Seat::decode(seat.encode().first_chunk().expect("words"))), Some(seat));
+                let seat = Share { color, key, port };
+                assert_eq!(Some(Share::decode(seat.encode().first_chunk().expect("words"))), Some(seat));
             }
         }
     }

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 mod completion;
 mod delete;
 mod describe;
+mod flight;
 mod get;
 mod logs;
 mod run;
@@ -30,6 +31,7 @@ pub(crate) fn dispatch(cli: Cli) -> Result<ExitStatus> {
         Command::Scale(args) => client(scale::run(&args)),
         Command::Wait(args) => client(wait::run(&args)),
         Command::Delete(args) => client(delete::run(&args)),
+        Command::Flight(args) => flight::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchRank(args) => bench::rank::run(&args),
         Command::Version(args) => client(version::run(&args)),

@@ -11,6 +11,7 @@
 mod bench;
 mod crash;
 mod examples;
+mod flight;
 mod gangs;
 mod harness;
 mod idle;

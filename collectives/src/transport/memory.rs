@@ -1,6 +1,7 @@
 //! Anonymous memory that processes share by passing its file descriptor: it has no name anywhere, its size is
 //! sealed, and it is gone with the last process that maps it.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,12 @@ pub(crate) const HUGE: usize = 2 << 20;
 
 /// Makes zeroed memory of `length` bytes whose size nobody can change any more.
 pub(crate) fn create(length: usize) -> io::Result<OwnedFd> {
-    let fd = memfd_create(c"muster-collectives", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    create_named(c"muster-collectives", length)
+}
+
+/// The same, shown as `name` in `/proc/PID/fd` and `/proc/PID/maps`, and nowhere else.
+pub(crate) fn create_named(name: &CStr, length: usize) -> io::Result<OwnedFd> {
+    let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let file = File::from(fd);
     file.set_len(length as u64)?;
     fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))?;

@@ -86,6 +86,7 @@ fn configuration(seat: &Seat, listener: TcpListener, line: &str) -> Result<Confi
         })
         .collect::<Result<Vec<_>>>()?;
     let mut config = Config::new(seat.rank, 1, peers, listener, Secret::new(secret));
+    config.label = "muster bench".to_owned();
     if seat.transport == TransportChoice::Tcp {
         config.transports = Transports::TcpOnly;
     }
