@@ -10,4 +10,4 @@ pub mod server;
 pub mod token;
 mod wire;
 
-pub use token::{JobIdentity, TokenKey, peer_secret};
+pub use token::{JobIdentity, TokenKey, job_of, peer_secret};

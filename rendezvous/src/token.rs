@@ -22,6 +22,17 @@ pub struct JobIdentity {
     pub uid: String,
 }
 
+impl JobIdentity {
+    fn read(claims: Vec<u8>) -> Option<JobIdentity> {
+        let claims = String::from_utf8(claims).ok()?;
+        let mut claims = claims.split('\n').map(str::to_owned);
+        match (claims.next(), claims.next(), claims.next(), claims.next()) {
+            (Some(namespace), Some(name), Some(uid), None) => Some(JobIdentity { namespace, name, uid }),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for JobIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} ({})", self.namespace, self.name, self.uid)
@@ -71,25 +82,9 @@ impl TokenKey {
 
     /// The job that a token speaks for, if this key issued it.
     pub fn verify(&self, token: &str) -> Result<JobIdentity, TokenError> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(TokenError::Malformed);
-        }
-        let mut parts = token.split('.');
-        let (Some(VERSION), Some(claims), Some(mac), None) = (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(TokenError::Malformed);
-        };
-        let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Malformed)?;
-        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| TokenError::Malformed)?;
+        let (claims, mac) = parts(token).ok_or(TokenError::Malformed)?;
         self.mac(&claims).verify_slice(&mac).map_err(|_| TokenError::Forged)?;
-        let claims = String::from_utf8(claims).map_err(|_| TokenError::Malformed)?;
-        let mut claims = claims.split('\n');
-        match (claims.next(), claims.next(), claims.next(), claims.next()) {
-            (Some(namespace), Some(name), Some(uid), None) => {
-                Ok(JobIdentity { namespace: namespace.into(), name: name.into(), uid: uid.into() })
-            }
-            _ => Err(TokenError::Malformed),
-        }
+        JobIdentity::read(claims).ok_or(TokenError::Malformed)
     }
 
     fn mac(&self, claims: &[u8]) -> Hmac<Sha256> {
@@ -98,6 +93,24 @@ impl TokenKey {
         mac.update(claims);
         mac
     }
+}
+
+/// The claims of a token and the hash over them, whoever issued it.
+fn parts(token: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+    if token.len() > MAX_TOKEN_BYTES {
+        return None;
+    }
+    let mut parts = token.split('.');
+    let (Some(VERSION), Some(claims), Some(mac), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return None;
+    };
+    Some((URL_SAFE_NO_PAD.decode(claims).ok()?, URL_SAFE_NO_PAD.decode(mac).ok()?))
+}
+
+/// The job that a token names, unverified: for a process that tells people which job its own token is of.
+pub fn job_of(token: &str) -> Option<JobIdentity> {
+    JobIdentity::read(parts(token)?.0)
 }
 
 /// The secret by which the members of a job know each other when they connect directly. All of them
@@ -141,7 +154,14 @@ mod tests {
     fn garbage_is_malformed_not_a_panic() {
         for garbage in ["", "v1", "v1..", "v2.YQ.YQ", "v1.%%.YQ", "v1.YQ.YQ.YQ", &"x".repeat(5000)] {
             assert!(key().verify(garbage).is_err(), "{garbage}");
+            assert_eq!(job_of(garbage), None, "{garbage}");
         }
+    }
+
+    #[test]
+    fn a_token_says_of_which_job_it_is_to_who_has_no_key() {
+        let job = job_of(&key().job_token("team", "mnist", "uid-1"));
+        assert_eq!(job.map(|job| job.to_string()), Some("team/mnist (uid-1)".to_owned()));
     }
 
     #[test]

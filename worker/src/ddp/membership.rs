@@ -7,9 +7,10 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use muster_collectives::flight::LABEL_MAX;
 use muster_collectives::{AbortHandle, Communicator, Config, Peer, Secret};
 use muster_rendezvous::client::{self, JoinError, Membership, Session};
-use muster_rendezvous::peer_secret;
+use muster_rendezvous::{job_of, peer_secret};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,6 +67,8 @@ struct Joined {
     session: Arc<Session>,
     listener: TcpListener,
     secret: [u8; 32],
+    /// The job's name, for people who look at its ranks.
+    label: String,
     join_timeout: Duration,
     epoch: u64,
 }
@@ -204,7 +207,8 @@ fn join(
         client::join(config)?
     };
     let secret = peer_secret(&rendezvous.job_token);
-    Ok(Joined { session: Arc::new(session), listener, secret, join_timeout, epoch: 0 })
+    let label = job_of(&rendezvous.job_token).map_or(String::new(), |job| format!("{}/{}", job.namespace, job.name));
+    Ok(Joined { session: Arc::new(session), listener, secret, label, join_timeout, epoch: 0 })
 }
 
 /// The address by which this machine reaches the rendezvous is the one by which its peers reach this machine.
@@ -257,6 +261,7 @@ fn configuration(joined: &Joined, membership: &Membership) -> Result<Config, Mem
     let listener = joined.listener.try_clone().map_err(MemberError::Listen)?;
     let secret = epoch_secret(&joined.secret, membership);
     let mut config = Config::new(membership.rank as usize, membership.epoch, peers, listener, secret);
+    config.label = joined.label[..joined.label.floor_char_boundary(LABEL_MAX)].to_owned();
     config.connect_timeout = CONNECT_TIMEOUT;
     Ok(config)
 }
