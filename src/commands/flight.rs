@@ -6,6 +6,7 @@ use crate::output::Table;
 use anyhow::{Context, Result};
 use muster_collectives::flight::{self, Group, Operation, RankReport, RankSet, Span};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::time::Duration;
 
 /// How long a wait may last before somebody is to blame for it.
@@ -23,19 +24,26 @@ pub(crate) fn run(args: &FlightArgs) -> Result<ExitStatus> {
     match args.output {
         FlightFormat::Json => {
             let groups: Vec<Value> = groups.iter().map(|group| object(group, operations)).collect();
-            println!("{}", serde_json::to_string_pretty(&json!({"groups": groups}))?);
+            print(&format!("{}\n", serde_json::to_string_pretty(&json!({"groups": groups}))?));
         }
         FlightFormat::Table if groups.is_empty() => eprintln!("{}", nothing(args)),
         FlightFormat::Table => {
             let texts: Vec<String> = groups.iter().map(|group| text(group, operations)).collect();
-            print!("{}", texts.join("\n"));
+            print(&texts.join("\n"));
         }
     }
     Ok(ExitStatus::Success)
 }
 
+fn print(text: &str) {
+    // A reader that went away (`| head`) is no reason to fail.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// A job's label is its namespace and its name; the name alone will do.
 fn is_chosen(group: &Group, args: &FlightArgs) -> bool {
-    args.job.as_ref().is_none_or(|job| *job == group.label)
+    let name = group.label.rsplit('/').next();
+    args.job.as_ref().is_none_or(|job| *job == group.label || name == Some(job))
         && args.pid.is_none_or(|pid| group.ranks.iter().any(|rank| rank.recording.pid == pid))
 }
 
