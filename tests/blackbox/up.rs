@@ -122,6 +122,27 @@ fn a_drain_ends_every_process_and_a_second_signal_ends_at_once() {
     eventually("every process to end", || process::all_of(server.dir.path()).is_empty().then_some(()));
 }
 
+/// The node waited for the watch to tell that the pod's object is gone, and nobody watched any more: a drain that began
+/// while a pod was on its way out took ten minutes.
+#[test]
+fn a_drain_waits_no_longer_for_a_pod_that_is_being_deleted_than_its_grace() {
+    let mut server = Server::start(&[]);
+    server.apply(
+        &pytorch_job("leaving", "Never", 0, "trap '' TERM; while :; do sleep 0.1; done")
+            .replace("\"terminationGracePeriodSeconds\":2", "\"terminationGracePeriodSeconds\":4"),
+    );
+    server.wait_for("pytorchjob/leaving", "Running", "default");
+    server.kubectl(&["delete", "pytorchjob", "leaving", "--wait=false"]).succeeded();
+    eventually("its pod to be on its way out", || {
+        let pod = server.find(&["pod", "leaving-master-0"])?;
+        (!pod["metadata"]["deletionTimestamp"].is_null()).then_some(())
+    });
+    server.drain();
+    assert_eq!(process::all_of(server.dir.path()), []);
+    server.restart();
+    assert_eq!(server.find(&["pod", "leaving-master-0"]), None, "it has gone as it was asked to");
+}
+
 #[test]
 fn logs_are_json_lines_where_that_is_asked_for() {
     let server = Server::start(&["--roles", "apiserver", "--log-format", "json", "--log-level", "debug"]);
