@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use http::Method;
 use muster_api::random::Random;
 use serde_json::{Value, json};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -105,7 +107,9 @@ async fn running_server(target: &Target) -> Result<Option<Connection>> {
 fn scratch_folder() -> Result<std::path::PathBuf> {
     let base = crate::settings::Folders::resolve()?.data.join("runs");
     let home = base.join(Random::system().suffix(8));
-    std::fs::create_dir_all(&home).with_context(|| format!("failed to create {}", home.display()))?;
+    // The first of them makes the data folder, which is nobody else's business.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&home);
+    made.with_context(|| format!("failed to create {}", home.display()))?;
     Ok(home)
 }
 
