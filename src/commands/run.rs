@@ -74,10 +74,15 @@ async fn with_server(args: &RunArgs, manifests: &[Manifest], lines: &Lines) -> R
     ));
     let connection = Connection::embedded(server.client(), args.target.namespace.as_deref());
     let status = on(&connection, args, manifests, lines, &mut signals).await;
-    tokio::select! {
-        biased;
-        () = signals.received() => {}
-        () = server.drain() => {}
+    // The second signal ends what the first has asked to end, and so does one when the job is over.
+    let impatient = signals.count() > 1
+        || tokio::select! {
+            biased;
+            () = signals.received() => true,
+            () = server.drain() => false,
+        };
+    if impatient {
+        server.kill().await;
     }
     if matches!(status, Ok(ExitStatus::Success | ExitStatus::Interrupted)) {
         // Nothing in there is of use any more; what cannot be removed is only a leftover.
@@ -129,19 +134,26 @@ async fn on(
     lines.say(&format!("{} {name} submitted", kind.kind));
     let follow =
         Follow { connection, kind, namespace, job: name, options: LogOptions::default(), lines, progress: true };
+    let mut following = std::pin::pin!(follow.to_the_end());
     let outcome = tokio::select! {
         biased;
         () = signals.received() => None,
-        outcome = follow.to_the_end() => Some(outcome?),
+        outcome = &mut following => Some(outcome?),
     };
     lines.clear_status();
     let Some(outcome) = outcome else {
         lines.say(&format!("cancelling {name}; once more to end at once"));
+        // What ranks write while they end is shown, too: that a checkpoint was kept, say.
+        let last_words = async {
+            let _ = following.await;
+            Ok(())
+        };
         tokio::select! {
             biased;
             () = signals.received() => {}
-            result = remove(connection, kind, namespace, name) => result?,
+            result = async { tokio::try_join!(remove(connection, kind, namespace, name), last_words) } => drop(result?),
         }
+        lines.clear_status();
         return Ok(ExitStatus::Interrupted);
     };
     if args.rm && outcome != Outcome::Deleted {
