@@ -217,10 +217,13 @@ fn job_of_command(args: &RunArgs) -> Result<Value> {
         .filter_map(|name| Some(json!({"name": name, "value": env::read(name)?.into_string().ok()?})))
         .collect();
     variables.extend(args.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
+    for variable in &mut variables {
+        variable["value"] = literal(variable["value"].as_str().unwrap_or_default()).into();
+    }
     let mut container = json!({
         "name": "pytorch",
         "image": args.image,
-        "command": args.command,
+        "command": args.command.iter().map(|word| literal(word)).collect::<Vec<_>>(),
         "workingDir": directory,
         "env": variables,
     });
@@ -247,11 +250,25 @@ fn job_of_command(args: &RunArgs) -> Result<Value> {
     }))
 }
 
+/// A text that stays what it is where `$(NAME)` is replaced and `$$` stands for `$`.
+fn literal(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        escaped.push(letter);
+        if letter == '$' && matches!(letters.peek(), Some('$' | '(')) {
+            escaped.push('$');
+        }
+    }
+    escaped
+}
+
 /// A name for people: the script's, else the program's, as far as object names allow.
 fn name_of_command(command: &[String]) -> String {
     let stem =
         |word: &String| Path::new(word).file_stem().map(|s| s.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let script = command.iter().skip(1).find(|word| !word.starts_with('-') && Path::new(word).extension().is_some());
+    let is_file = |word: &&String| !word.contains(char::is_whitespace) && Path::new(word).extension().is_some();
+    let script = command.iter().skip(1).filter(|word| !word.starts_with('-')).find(is_file);
     let words = script.or(command.first()).map(stem).unwrap_or_default();
     let name: String = words.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(30).collect();
     let name = name.trim_matches('-');
@@ -276,6 +293,17 @@ mod tests {
         ] {
             let words: Vec<String> = command.split(' ').map(str::to_owned).collect();
             assert_eq!(name_of_command(&words), want, "{command}");
+        }
+        let shell = ["sh", "-c", "sleep 0.5; true"].map(str::to_owned);
+        assert_eq!(name_of_command(&shell), "sh", "a text with a dot in it is no script");
+    }
+
+    #[test]
+    fn a_literal_text_needs_no_more_than_its_dollars_doubled() {
+        for (text, want) in
+            [("$RANK of 2", "$RANK of 2"), ("$$", "$$$"), ("$(date)", "$$(date)"), ("$$(x) $", "$$$$(x) $"), ("", "")]
+        {
+            assert_eq!(literal(text), want);
         }
     }
 }

@@ -142,6 +142,16 @@ fn an_init_container_that_fails_is_shown() {
     assert!(ended.stdout.contains("no data") && !ended.stdout.contains("never"), "{ended:?}");
 }
 
+/// `$$` and `$(...)` mean something in a pod's command, and a shell's script came out changed.
+#[test]
+fn a_command_and_its_variables_are_taken_as_they_are_written() {
+    let script = "echo shell $$ date $(echo now) var $GREETING";
+    let (_, ended) = run_alone(&["-e", "GREETING=a$$b$(RANK)", "--", "sh", "-c", script]);
+    let line = ended.succeeded().stdout;
+    assert!(line.contains(" date now var a$$b$(RANK)"), "{line}");
+    assert!(!line.contains("shell $"), "{line}");
+}
+
 #[test]
 fn a_running_server_is_used() {
     let server = Server::start(&[]);
