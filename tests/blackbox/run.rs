@@ -142,6 +142,15 @@ fn an_init_container_that_fails_is_shown() {
     assert!(ended.stdout.contains("no data") && !ended.stdout.contains("never"), "{ended:?}");
 }
 
+/// They were taken and changed nothing.
+#[test]
+fn flags_that_a_file_cannot_follow_are_refused() {
+    for flag in [["--workers", "3"], ["--gpus-per-worker", "1"], ["--image", "x"], ["--env", "A=b"]] {
+        let (_, ended) = run_alone(&[flag[0], flag[1], "/nowhere/job.yaml"]);
+        ended.failed_with(&["cannot be used with", "FILE"]);
+    }
+}
+
 /// `$$` and `$(...)` mean something in a pod's command, and a shell's script came out changed.
 #[test]
 fn a_command_and_its_variables_are_taken_as_they_are_written() {
@@ -196,6 +205,18 @@ fn the_other_commands() {
     server.muster(&["logs", "tour"]).failed_with(&["no job and no pod"]);
     server.muster(&["get", "cooks"]).failed_with(&["cooks", "api-resources"]);
     assert!(server.muster(&["version"]).succeeded().stdout.contains("server v1."));
+}
+
+#[test]
+fn fields_of_others_are_taken_over_only_by_a_flag_that_the_refusal_names() {
+    let server = Server::start(&["--roles", "apiserver"]);
+    server.kubectl(&["create", "configmap", "shared", "--from-literal=a=1"]).succeeded();
+    let file = server.path("shared.json");
+    std::fs::write(&file, r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"shared"},"data":{"a":"2"}}"#)
+        .unwrap();
+    let file = file.to_str().unwrap();
+    server.muster(&["apply", "-f", file]).failed_with(&["Apply failed with 1 conflict", "--force-conflicts"]);
+    server.muster(&["apply", "-f", file, "--force-conflicts"]).succeeded();
 }
 
 #[test]
