@@ -164,19 +164,19 @@ pub(crate) struct RunArgs {
     #[arg(value_name = "FILE", required_unless_present = "command", conflicts_with = "command")]
     pub(crate) file: Option<PathBuf>,
     /// Number of processes that train together
-    #[arg(long, short = 'w', value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, short = 'w', value_name = "N", default_value_t = 1, conflicts_with = "file", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) workers: u32,
     /// GPUs for each of them
-    #[arg(long, value_name = "G", default_value_t = 0)]
+    #[arg(long, value_name = "G", default_value_t = 0, conflicts_with = "file")]
     pub(crate) gpus_per_worker: u32,
     /// Name of the job [default: made from the command]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Image: `host` is the environment of this machine
-    #[arg(long, value_name = "IMAGE", default_value = "host")]
+    #[arg(long, value_name = "IMAGE", default_value = "host", conflicts_with = "file")]
     pub(crate) image: String,
     /// Environment variable for the processes, may be given again
-    #[arg(long, short, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    #[arg(long, short, conflicts_with = "file", value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub(crate) env: Vec<(String, String)>,
     /// Delete the job when it has ended, also from a server that goes on running
     #[arg(long)]

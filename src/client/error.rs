@@ -9,6 +9,9 @@ pub(crate) fn explain(error: Error, server: &str) -> anyhow::Error {
             "the server {server} does not accept these credentials; `muster up` writes the kubeconfig anew at each start"
         ),
         Error::Api(status) if status.reason.is_empty() => anyhow::anyhow!("from the server: {}", status.message),
+        Error::Api(status) if status.reason == "Conflict" && status.message.starts_with("Apply failed") => {
+            anyhow::anyhow!("{}; --force-conflicts takes these fields over", status.message)
+        }
         Error::Api(status) => anyhow::anyhow!("from the server ({}): {}", status.reason, status.message),
         Error::HyperError(e) => unreachable_server(server, &root(&e)),
         Error::Service(e) => unreachable_server(server, &root(e.as_ref())),

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use http::Method;
 use muster_api::random::Random;
 use serde_json::{Value, json};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -72,10 +74,15 @@ async fn with_server(args: &RunArgs, manifests: &[Manifest], lines: &Lines) -> R
     ));
     let connection = Connection::embedded(server.client(), args.target.namespace.as_deref());
     let status = on(&connection, args, manifests, lines, &mut signals).await;
-    tokio::select! {
-        biased;
-        () = signals.received() => {}
-        () = server.drain() => {}
+    // The second signal ends what the first has asked to end, and so does one when the job is over.
+    let impatient = signals.count() > 1
+        || tokio::select! {
+            biased;
+            () = signals.received() => true,
+            () = server.drain() => false,
+        };
+    if impatient {
+        server.kill().await;
     }
     if matches!(status, Ok(ExitStatus::Success | ExitStatus::Interrupted)) {
         // Nothing in there is of use any more; what cannot be removed is only a leftover.
@@ -105,7 +112,9 @@ async fn running_server(target: &Target) -> Result<Option<Connection>> {
 fn scratch_folder() -> Result<std::path::PathBuf> {
     let base = crate::settings::Folders::resolve()?.data.join("runs");
     let home = base.join(Random::system().suffix(8));
-    std::fs::create_dir_all(&home).with_context(|| format!("failed to create {}", home.display()))?;
+    // The first of them makes the data folder, which is nobody else's business.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&home);
+    made.with_context(|| format!("failed to create {}", home.display()))?;
     Ok(home)
 }
 
@@ -125,19 +134,26 @@ async fn on(
     lines.say(&format!("{} {name} submitted", kind.kind));
     let follow =
         Follow { connection, kind, namespace, job: name, options: LogOptions::default(), lines, progress: true };
+    let mut following = std::pin::pin!(follow.to_the_end());
     let outcome = tokio::select! {
         biased;
         () = signals.received() => None,
-        outcome = follow.to_the_end() => Some(outcome?),
+        outcome = &mut following => Some(outcome?),
     };
     lines.clear_status();
     let Some(outcome) = outcome else {
         lines.say(&format!("cancelling {name}; once more to end at once"));
+        // What ranks write while they end is shown, too: that a checkpoint was kept, say.
+        let last_words = async {
+            let _ = following.await;
+            Ok(())
+        };
         tokio::select! {
             biased;
             () = signals.received() => {}
-            result = remove(connection, kind, namespace, name) => result?,
+            result = async { tokio::try_join!(remove(connection, kind, namespace, name), last_words) } => drop(result?),
         }
+        lines.clear_status();
         return Ok(ExitStatus::Interrupted);
     };
     if args.rm && outcome != Outcome::Deleted {
@@ -201,10 +217,13 @@ fn job_of_command(args: &RunArgs) -> Result<Value> {
         .filter_map(|name| Some(json!({"name": name, "value": env::read(name)?.into_string().ok()?})))
         .collect();
     variables.extend(args.env.iter().map(|(name, value)| json!({"name": name, "value": value})));
+    for variable in &mut variables {
+        variable["value"] = literal(variable["value"].as_str().unwrap_or_default()).into();
+    }
     let mut container = json!({
         "name": "pytorch",
         "image": args.image,
-        "command": args.command,
+        "command": args.command.iter().map(|word| literal(word)).collect::<Vec<_>>(),
         "workingDir": directory,
         "env": variables,
     });
@@ -231,11 +250,25 @@ fn job_of_command(args: &RunArgs) -> Result<Value> {
     }))
 }
 
+/// A text that stays what it is where `$(NAME)` is replaced and `$$` stands for `$`.
+fn literal(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        escaped.push(letter);
+        if letter == '$' && matches!(letters.peek(), Some('$' | '(')) {
+            escaped.push('$');
+        }
+    }
+    escaped
+}
+
 /// A name for people: the script's, else the program's, as far as object names allow.
 fn name_of_command(command: &[String]) -> String {
     let stem =
         |word: &String| Path::new(word).file_stem().map(|s| s.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let script = command.iter().skip(1).find(|word| !word.starts_with('-') && Path::new(word).extension().is_some());
+    let is_file = |word: &&String| !word.contains(char::is_whitespace) && Path::new(word).extension().is_some();
+    let script = command.iter().skip(1).filter(|word| !word.starts_with('-')).find(is_file);
     let words = script.or(command.first()).map(stem).unwrap_or_default();
     let name: String = words.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(30).collect();
     let name = name.trim_matches('-');
@@ -260,6 +293,17 @@ mod tests {
         ] {
             let words: Vec<String> = command.split(' ').map(str::to_owned).collect();
             assert_eq!(name_of_command(&words), want, "{command}");
+        }
+        let shell = ["sh", "-c", "sleep 0.5; true"].map(str::to_owned);
+        assert_eq!(name_of_command(&shell), "sh", "a text with a dot in it is no script");
+    }
+
+    #[test]
+    fn a_literal_text_needs_no_more_than_its_dollars_doubled() {
+        for (text, want) in
+            [("$RANK of 2", "$RANK of 2"), ("$$", "$$$"), ("$(date)", "$$(date)"), ("$$(x) $", "$$$$(x) $"), ("", "")]
+        {
+            assert_eq!(literal(text), want);
         }
     }
 }

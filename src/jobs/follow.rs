@@ -4,7 +4,7 @@ use super::{container_status, has_condition, main_container, name, rank_order, s
 use crate::client::{Connection, Kind, with_query};
 use crate::output::{Lines, Prefix, age};
 use anyhow::{Result, bail};
-use futures::{AsyncBufReadExt, StreamExt};
+use futures::{AsyncBufReadExt, Stream, StreamExt};
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -16,6 +16,10 @@ use tokio::time::Instant;
 
 /// How long logs may go on after the job has ended: pods that are kept running never end theirs.
 const AFTER_THE_END: Duration = Duration::from_secs(3);
+/// The same after a deletion: as long as the usual grace period of pods, and a little.
+const AFTER_DELETION: Duration = Duration::from_secs(35);
+/// Until a server that does not answer is asked again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Which lines of the logs are wanted.
 #[derive(Clone, Debug, Default)]
@@ -82,6 +86,8 @@ struct Seen {
     /// Logs that have been opened: pod uid and number of the container's restarts.
     opened: HashSet<(String, u64)>,
     said: String,
+    /// What kept which pods from starting.
+    obstacles: HashSet<String>,
 }
 
 impl Seen {
@@ -101,8 +107,9 @@ impl Follow<'_> {
         let jobs = self.api(&ApiResource::from_gvk_with_plural(&gvk, &self.kind.plural));
         let pods = self.api(&ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Pod"), "pods"));
         let one = watcher::Config::default().fields(&format!("metadata.name={}", self.job));
-        let mut job_events = std::pin::pin!(watcher(jobs, one));
-        let mut pod_events = std::pin::pin!(watcher(pods, watcher::Config::default().labels(&selector(self.job))));
+        let mut job_events = std::pin::pin!(paced(watcher(jobs, one)));
+        let all = watcher::Config::default().labels(&selector(self.job));
+        let mut pod_events = std::pin::pin!(paced(watcher(pods, all)));
 
         let mut seen = Seen::default();
         let mut logs = JoinSet::new();
@@ -124,15 +131,16 @@ impl Follow<'_> {
                     seen.listed |= matches!(event, Ok(Event::InitDone));
                     if let Some(pod) = self.current(event)? {
                         self.open_log(&pod, &mut seen, &mut logs);
+                        self.say_obstacle(&pod, &mut seen, &mut logs);
                         seen.pods.insert(name(&pod).to_owned(), pod);
                         self.say_pending(&mut seen);
                     }
                 }
                 Some(event) = job_events.next(), if outcome.is_none() => {
                     outcome = self.job_event(event, &mut seen)?;
-                    if outcome.is_some() {
-                        deadline = Some(Instant::now() + AFTER_THE_END);
-                    }
+                    deadline = outcome.as_ref().map(|outcome| {
+                        Instant::now() + if *outcome == Outcome::Deleted { AFTER_DELETION } else { AFTER_THE_END }
+                    });
                 }
                 Some(_) = logs.join_next(), if !logs.is_empty() => {}
                 _ = tick.tick() => {
@@ -216,6 +224,40 @@ impl Follow<'_> {
         }
     }
 
+    /// Says why a container does not start, once for each reason. An init container that failed tells it in its log.
+    fn say_obstacle(&self, pod: &Value, seen: &mut Seen, logs: &mut JoinSet<()>) {
+        let containers = |list: &str| pod["status"][list].as_array().into_iter().flatten();
+        for status in containers("initContainerStatuses").chain(containers("containerStatuses")) {
+            let Some((reason, message)) = obstacle(status) else { continue };
+            let text = format!("{}: {reason}: {message}", short_name(pod));
+            if seen.obstacles.insert(text.clone()) {
+                self.say("Waiting", &text);
+            }
+        }
+        for status in containers("initContainerStatuses") {
+            let (container, ended) = (status["name"].as_str().unwrap_or_default(), &status["state"]["terminated"]);
+            let failed = ended["reason"] == "Error" && self.options.container.is_none();
+            let key = format!("{}/{container}/{}", pod["metadata"]["uid"], status["restartCount"]);
+            if failed && seen.obstacles.insert(key) {
+                let text = format!(
+                    "{}: init container {container} failed with exit code {}",
+                    short_name(pod),
+                    ended["exitCode"]
+                );
+                self.say("Waiting", &text);
+                let options = LogOptions { container: Some(container.to_owned()), ..self.options.clone() };
+                let path = options.path(self.namespace, pod, true);
+                logs.spawn(copy(self.connection.clone(), path, self.prefix(pod), self.lines.clone()));
+            }
+        }
+    }
+
+    fn prefix(&self, pod: &Value) -> Prefix {
+        let (_, role, index, _) = rank_order(pod);
+        let colour = usize::try_from(index).unwrap_or(0) + usize::from(role == "worker");
+        self.lines.prefix(&short_name(pod), 9, colour)
+    }
+
     /// Opens the log of a container that has started, once for each of its starts.
     fn open_log(&self, pod: &Value, seen: &mut Seen, logs: &mut JoinSet<()>) {
         let container = self.options.container.as_deref().unwrap_or(main_container(pod));
@@ -228,11 +270,31 @@ impl Follow<'_> {
         if !seen.opened.insert((uid, status["restartCount"].as_u64().unwrap_or(0))) {
             return;
         }
-        let (_, role, index, _) = rank_order(pod);
-        let colour = usize::try_from(index).unwrap_or(0) + usize::from(role == "worker");
-        let prefix = self.lines.prefix(&short_name(pod), 9, colour);
         let path = self.options.path(self.namespace, pod, true);
-        logs.spawn(copy(self.connection.clone(), path, prefix, self.lines.clone()));
+        logs.spawn(copy(self.connection.clone(), path, self.prefix(pod), self.lines.clone()));
+    }
+}
+
+/// A watcher by itself asks again at once, and without end.
+fn paced<T, E>(events: impl Stream<Item = Result<T, E>>) -> impl Stream<Item = Result<T, E>> {
+    events.then(async |event| {
+        if event.is_err() {
+            tokio::time::sleep(RETRY).await;
+        }
+        event
+    })
+}
+
+/// Why a container has not started, where something is in its way.
+fn obstacle(status: &Value) -> Option<(&str, &str)> {
+    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str);
+    match (text("/state/waiting/reason"), text("/state/terminated/reason")) {
+        // The way of every container, and the pause after what was said before.
+        (Some("ContainerCreating" | "PodInitializing"), _) => None,
+        (Some(reason), _) if reason.ends_with("BackOff") => None,
+        (Some(reason), _) => Some((reason, text("/state/waiting/message")?)),
+        (_, Some(reason @ "StartError")) => Some((reason, text("/state/terminated/message")?)),
+        _ => None,
     }
 }
 
@@ -291,6 +353,19 @@ mod tests {
         let pods = BTreeMap::from([pod("a", 0, "1"), pod("b", 143, "3"), pod("c", 3, "2")]);
         assert_eq!(exit_code(&pods), Some(3));
         assert_eq!(exit_code(&BTreeMap::from([pod("a", 0, "1")])), None);
+    }
+
+    #[test]
+    fn what_keeps_a_container_from_starting_is_told_from_its_usual_way() {
+        let waiting = |reason: &str| json!({"state": {"waiting": {"reason": reason, "message": "why"}}});
+        assert_eq!(obstacle(&waiting("ErrImagePull")), Some(("ErrImagePull", "why")));
+        for usual in ["ContainerCreating", "PodInitializing", "CrashLoopBackOff", "ImagePullBackOff"] {
+            assert_eq!(obstacle(&waiting(usual)), None, "{usual}");
+        }
+        let ended = |reason: &str| json!({"state": {"terminated": {"reason": reason, "message": "why"}}});
+        assert_eq!(obstacle(&ended("StartError")), Some(("StartError", "why")));
+        assert_eq!(obstacle(&ended("Error")), None, "it has run, and its log says what it has to say");
+        assert_eq!(obstacle(&json!({"state": {"running": {}}})), None);
     }
 
     #[test]

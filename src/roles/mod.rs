@@ -29,6 +29,8 @@ const _: () = assert!(!muster_planted::POSSIBLE);
 
 /// How long the roles may take to become ready before that is an error.
 const START: Duration = Duration::from_secs(60);
+/// How long the API server of a kubeconfig may take before it is said that one waits for it.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// A running server.
 pub(crate) struct Server {
@@ -79,7 +81,16 @@ impl Server {
         };
         let (url, client) = match &api {
             Some(api) => (api.url.clone(), api.client("muster")),
-            None => remote(&settings.kubeconfig).await?,
+            None => {
+                let (url, client) = remote(&settings.kubeconfig).await?;
+                // The roles wait for it, without a word.
+                match tokio::time::timeout(FIRST_ANSWER, client.apiserver_version()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => tracing::warn!(url, %error, "the API server does not answer yet"),
+                    Err(_) => tracing::warn!(url, "the API server does not answer yet"),
+                }
+                (url, client)
+            }
         };
         let as_component = |component: &str| match &api {
             Some(api) => api.client(component),

@@ -2,6 +2,7 @@
 
 use crate::harness::{Ended, Server, ended, eventually, finish, muster, pytorch_job};
 use crate::process;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 /// `muster run` in a folder of its own, with no server around.
@@ -61,6 +62,105 @@ fn ctrl_c_cancels_and_leaves_nothing() {
     assert_eq!(process::all_of(home.path()), []);
 }
 
+/// The second Ctrl-C was taken as word to stop waiting for the deletion; the drain after it waited as long again.
+#[test]
+fn a_second_ctrl_c_ends_at_once_what_does_not_want_to_end() {
+    let home = tempfile::Builder::new().prefix("muster-test-").tempdir().unwrap();
+    let mut command = muster(home.path());
+    let stubborn = "trap '' TERM; echo up; while :; do sleep 0.2; done";
+    command.args(["run", "--workers", "2", "--", "sh", "-c", stubborn]).env("HOME", home.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id() as i32;
+    eventually("both ranks to run", || {
+        (process::all_of(home.path()).iter().filter(|(_, command)| command.starts_with("sh -c trap")).count() >= 2)
+            .then_some(())
+    });
+    let started = std::time::Instant::now();
+    process::signal(pid, 2);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(!process::all_of(home.path()).is_empty(), "the first one leaves them their time");
+    process::signal(pid, 2);
+    let ended = ended(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 130, "{ended:?}");
+    assert!(started.elapsed().as_secs() < 20, "a pod's time to end is 30 seconds: {:?}", started.elapsed());
+    assert_eq!(process::all_of(home.path()), []);
+}
+
+/// What ranks wrote after Ctrl-C was lost, as nobody read their logs any more.
+#[test]
+fn the_last_words_of_a_cancelled_job_are_shown() {
+    let home = tempfile::Builder::new().prefix("muster-test-").tempdir().unwrap();
+    let mut command = muster(home.path());
+    let polite = "trap 'sleep 0.3; echo kept step 7; exit 0' TERM; echo up; while :; do sleep 0.1; done";
+    command.args(["run", "--workers", "2", "--", "sh", "-c", polite]).env("HOME", home.path());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id() as i32;
+    eventually("both ranks to run", || {
+        (process::all_of(home.path()).iter().filter(|(_, command)| command.starts_with("sh -c trap")).count() >= 2)
+            .then_some(())
+    });
+    process::signal(pid, 2);
+    let ended = ended(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 130, "{ended:?}");
+    assert_eq!(ended.stdout.matches("kept step 7").count(), 2, "{ended:?}");
+}
+
+/// It ended with nothing but the number of failed replicas, or waited without a word.
+#[test]
+fn what_keeps_a_command_from_starting_is_said() {
+    let (_, ended) = run_alone(&["--", "no-such-command"]);
+    assert_eq!(ended.code, 128, "{ended:?}");
+    assert!(ended.stderr.contains("master-0: StartError: exec: \"no-such-command\""), "{}", ended.stderr);
+
+    let home = tempfile::Builder::new().prefix("muster-test-").tempdir().unwrap();
+    let mut command = muster(home.path());
+    command.args(["run", "--image", "unheard/of:1", "--", "true"]).env("HOME", home.path());
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(
+        lines.any(|line| line.contains("master-0: ErrImagePull: no entry of the image table matches")),
+        "it ended without a word"
+    );
+    process::signal(child.id() as i32, 2);
+    assert_eq!(lines.filter(|line| line.contains("ErrImagePull")).count(), 0, "said once");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// Its log was not shown, and the job's message told no more than that a replica had failed.
+#[test]
+fn an_init_container_that_fails_is_shown() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("job.json");
+    let init = r#""initContainers":[{"name":"prepare","image":"host","command":["sh","-c","echo no data; exit 5"]}],"#;
+    let job = pytorch_job("unprepared", "Never", 0, "echo never");
+    let with_init = job.replacen("\"containers\"", &format!("{init}\"containers\""), 1);
+    assert_ne!(job, with_init);
+    std::fs::write(&file, with_init).unwrap();
+    let (_, ended) = run_alone(&[file.to_str().unwrap()]);
+    assert_ne!(ended.code, 0);
+    assert!(ended.stderr.contains("master-0: init container prepare failed with exit code 5"), "{ended:?}");
+    assert!(ended.stdout.contains("no data") && !ended.stdout.contains("never"), "{ended:?}");
+}
+
+/// They were taken and changed nothing.
+#[test]
+fn flags_that_a_file_cannot_follow_are_refused() {
+    for flag in [["--workers", "3"], ["--gpus-per-worker", "1"], ["--image", "x"], ["--env", "A=b"]] {
+        let (_, ended) = run_alone(&[flag[0], flag[1], "/nowhere/job.yaml"]);
+        ended.failed_with(&["cannot be used with", "FILE"]);
+    }
+}
+
+/// `$$` and `$(...)` mean something in a pod's command, and a shell's script came out changed.
+#[test]
+fn a_command_and_its_variables_are_taken_as_they_are_written() {
+    let script = "echo shell $$ date $(echo now) var $GREETING";
+    let (_, ended) = run_alone(&["-e", "GREETING=a$$b$(RANK)", "--", "sh", "-c", script]);
+    let line = ended.succeeded().stdout;
+    assert!(line.contains(" date now var a$$b$(RANK)"), "{line}");
+    assert!(!line.contains("shell $"), "{line}");
+}
+
 #[test]
 fn a_running_server_is_used() {
     let server = Server::start(&[]);
@@ -105,6 +205,18 @@ fn the_other_commands() {
     server.muster(&["logs", "tour"]).failed_with(&["no job and no pod"]);
     server.muster(&["get", "cooks"]).failed_with(&["cooks", "api-resources"]);
     assert!(server.muster(&["version"]).succeeded().stdout.contains("server v1."));
+}
+
+#[test]
+fn fields_of_others_are_taken_over_only_by_a_flag_that_the_refusal_names() {
+    let server = Server::start(&["--roles", "apiserver"]);
+    server.kubectl(&["create", "configmap", "shared", "--from-literal=a=1"]).succeeded();
+    let file = server.path("shared.json");
+    std::fs::write(&file, r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"shared"},"data":{"a":"2"}}"#)
+        .unwrap();
+    let file = file.to_str().unwrap();
+    server.muster(&["apply", "-f", file]).failed_with(&["Apply failed with 1 conflict", "--force-conflicts"]);
+    server.muster(&["apply", "-f", file, "--force-conflicts"]).succeeded();
 }
 
 #[test]

@@ -207,6 +207,7 @@ fn decode_custom(node: &Node, tree: Tree) -> Result<Decoded, DecodeError> {
         Value::Null => Value::Object(Map::new()),
         value => value,
     };
+    plain_numbers(&mut value);
     let mut unknown = Vec::new();
     if let Some(metadata) = metadata {
         let decoded = decode::decode_at(facts().object_meta(), metadata, "metadata")
@@ -221,6 +222,22 @@ fn decode_custom(node: &Node, tree: Tree) -> Result<Decoded, DecodeError> {
     Ok(Decoded { value, strict })
 }
 
+/// Numbers as Go writes them again: `2.0` comes back as `2`, and who reads an integer there finds one.
+fn plain_numbers(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            // Up to here each whole number of a float is one of an i64.
+            let whole = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9_007_199_254_740_992.0);
+            if let Some(whole) = whole {
+                *value = Value::from(whole as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(plain_numbers),
+        Value::Object(map) => map.values_mut().for_each(plain_numbers),
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +250,20 @@ mod tests {
             "nested": {"type": "object", "properties": {"a": {"type": "string", "default": "A"}}},
         }}}});
         Schema::custom(Some(&schema)).expect("the schema compiles")
+    }
+
+    /// A job of `replicas: 2.0` passed as one of an integer, and stayed one that no controller could read.
+    #[test]
+    fn whole_numbers_of_custom_objects_are_integers() {
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+            "x-kubernetes-preserve-unknown-fields": true}}});
+        let schema = Schema::custom(Some(&schema)).expect("the schema compiles");
+        let body = br#"{"spec":{"replicas":2.0,"list":[1e3,-0.0],"half":0.5,"far":1e300}}"#;
+        let decoded = schema.decode(parse_json(body).expect("JSON")).expect("decodes");
+        assert_eq!(
+            decoded.value["spec"].to_string(),
+            json!({"replicas": 2, "list": [1000, 0], "half": 0.5, "far": 1e300}).to_string()
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::facts::ListKind;
 use super::formats;
-use super::node::{Additional, Checks, Node};
+use super::node::{Additional, Checks, JsonType, Node};
 use muster_api::field::{FieldError, Reason};
 use serde_json::{Map, Number, Value};
 use std::collections::HashSet;
@@ -106,7 +106,27 @@ fn check_string(node: &Node, text: &str, path: &str, errors: &mut Vec<FieldError
     }
 }
 
+/// Whether an integer fits into the type that its format says. Upstream tells of no field there but in the words.
+fn check_capacity(node: &Node, number: &Number, path: &str, errors: &mut Vec<FieldError>) {
+    if node.int_or_string || node.ty != Some(JsonType::Integer) || !is_integer(number) {
+        return;
+    }
+    let format = node.checks.as_deref().and_then(|checks| checks.format.as_deref());
+    let small = number.as_f64().is_some_and(|n| n >= f64::from(i32::MIN) && n <= f64::from(i32::MAX));
+    let fits = match format {
+        Some("int32") => small,
+        // A float as large as the limit of i64 is beyond it.
+        _ => number.is_i64() || number.as_f64().is_some_and(|n| number.is_f64() && n.abs() < i64::MAX as f64),
+    };
+    if !fits {
+        let format = format.map_or("(default format)".to_owned(), |format| format!("with format {format}"));
+        let why = format!("Checked value must be of type integer {format} in {path}");
+        errors.push(FieldError::invalid("<nil>", &Value::from(""), why));
+    }
+}
+
 fn check_number(node: &Node, number: &Number, path: &str, errors: &mut Vec<FieldError>) {
+    check_capacity(node, number, path, errors);
     let (Some(checks), Some(n)) = (node.checks.as_deref(), number.as_f64()) else { return };
     let value = Value::Number(number.clone());
     let mut invalid =
@@ -386,6 +406,21 @@ mod tests {
                 json!({"type": "integer"}),
                 json!(1.5),
                 "a: Invalid value: \"number\": a in body must be of type integer: \"number\"",
+            ),
+            (
+                json!({"type": "integer", "format": "int32"}),
+                json!(1u64 << 31),
+                "<nil>: Invalid value: \"\": Checked value must be of type integer with format int32 in a",
+            ),
+            (
+                json!({"type": "integer"}),
+                json!(1u64 << 63),
+                "<nil>: Invalid value: \"\": Checked value must be of type integer (default format) in a",
+            ),
+            (
+                json!({"type": "integer", "format": "int64"}),
+                json!(1e30),
+                "<nil>: Invalid value: \"\": Checked value must be of type integer with format int64 in a",
             ),
             (
                 json!({"type": "string"}),

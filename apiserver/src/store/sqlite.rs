@@ -9,8 +9,9 @@
 use super::backend::{Backend, BackendError, Row};
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, params};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The size that the WAL is given when the database is opened.
@@ -36,6 +37,7 @@ impl Sqlite {
 
     /// The same with a WAL of `wal_bytes`; a small one is checkpointed more often.
     pub fn open_sized(path: &Path, wal_bytes: u64) -> Result<Self, BackendError> {
+        keep_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.pragma_update(None, "page_size", PAGE)?;
@@ -155,6 +157,22 @@ fn keep_wal(connection: &Connection) -> Result<(), BackendError> {
 }
 
 /// Extends the WAL with zeros, which recovery takes for the end of the log, and makes its name durable.
+/// Makes the files' owner their only reader, whatever the folder allows: Secrets are in there. SQLite gives a new log the
+/// rights of its database.
+fn keep_private(database: &Path) -> Result<(), BackendError> {
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(database)?;
+    // Those of an earlier version were readable.
+    for path in [database.to_owned(), wal_path(database)] {
+        match fs::metadata(&path) {
+            Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+                fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn preallocate(database: &Path, bytes: u64) -> Result<File, BackendError> {
     let mut wal = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(wal_path(database))?;
     let length = wal.metadata()?.len();

@@ -7,7 +7,7 @@ mod allocate;
 mod nvml;
 
 pub use allocate::Allocation;
-pub use nvml::{NvmlError, discover};
+pub use nvml::{NvmlError, discover, discover_in};
 
 use serde::{Deserialize, Serialize};
 

@@ -76,13 +76,23 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
         ("kubernetes.io/arch".to_owned(), architecture().to_owned()),
     ]);
     if let Some(gpu) = config.devices.gpus.first() {
-        labels.insert("nvidia.com/gpu.product".to_owned(), gpu.name.replace(' ', "-"));
+        if let Some(product) = label_of(&gpu.name) {
+            labels.insert("nvidia.com/gpu.product".to_owned(), product);
+        }
         if config.devices.simulated {
             labels.insert("muster.dev/simulated-gpus".to_owned(), "true".to_owned());
         }
     }
     labels.extend(config.labels.clone());
     labels
+}
+
+/// A name as the value of a label, as far as it has anything that one may hold.
+fn label_of(name: &str) -> Option<String> {
+    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' });
+    let value: String = letters.skip_while(|c| !c.is_ascii_alphanumeric()).take(63).collect();
+    let value = value.trim_end_matches(['-', '_', '.']);
+    (!value.is_empty()).then(|| value.to_owned())
 }
 
 fn architecture() -> &'static str {
@@ -195,5 +205,26 @@ pub(super) async fn heartbeat(client: &kube::Client, config: &Config) -> Result<
             leases.create(&PostParams::default(), &lease).await.map(drop)
         }
         other => other.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node with such a GPU was refused for its label, and never became ready.
+    #[test]
+    fn the_name_of_any_gpu_makes_a_label() {
+        for (name, label) in [
+            ("NVIDIA H100 80GB HBM3", Some("NVIDIA-H100-80GB-HBM3")),
+            ("TITAN X (Pascal)", Some("TITAN-X--Pascal")),
+            ("H\u{fffd}!", Some("H")),
+            ("(?)", None),
+            ("", None),
+        ] {
+            assert_eq!(label_of(name).as_deref(), label, "{name}");
+        }
+        let long = label_of(&"x".repeat(96)).unwrap_or_default();
+        assert_eq!(long.len(), 63, "labels have an end");
     }
 }

@@ -210,8 +210,12 @@ impl Operator {
         let config =
             if labelled { watcher::Config::default().labels(label::JOB_NAME) } else { watcher::Config::default() };
         let mut first = true;
-        let mut events = watcher(api, config).backoff(Doubling::default()).boxed();
+        let delays = Doubling::default();
+        let mut events = watcher(api, config).backoff(delays.clone()).boxed();
         while let Some(event) = events.next().await {
+            if !matches!(event, Ok(watcher::Event::Init) | Err(_)) {
+                delays.answered();
+            }
             match event {
                 Ok(watcher::Event::Init) => self.state.begin_list(watched),
                 Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {

@@ -141,6 +141,10 @@ struct Worker {
     /// No request to the API server before this.
     retry_at: Option<Timestamp>,
     deleting: bool,
+    /// The API server has let the object go.
+    let_go: bool,
+    /// The node ends: nobody watches for this pod any more.
+    draining: bool,
     taken_on: Timestamp,
     /// Until something was told of the pod: it runs, or has ended, or something is in its way.
     on_the_way: Option<OnTheWay>,
@@ -209,6 +213,8 @@ impl Worker {
             writing: false,
             retry_at: None,
             deleting: false,
+            let_go: false,
+            draining: false,
             taken_on: now,
         }
     }
@@ -251,6 +257,7 @@ impl Worker {
             }
             Input::Gone => self.stop(Cause::Gone, self.shared.config.clock.now()),
             Input::Drain => {
+                self.draining = true;
                 let grace = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
                 let grace = SignedDuration::from_secs(grace.unwrap_or(GRACE_SECONDS).max(0));
                 self.stop(Cause::Drain, later(self.shared.config.clock.now(), grace));
@@ -476,7 +483,7 @@ impl Worker {
                 }
             }
             Done::Deleted(result) => match result {
-                Ok(()) => {}
+                Ok(()) => self.let_go = true,
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {
                     self.stop(Cause::Gone, now);
                 }
@@ -558,7 +565,7 @@ impl Worker {
             if held {
                 self.shared.devices_freed.notify_waiters();
             }
-            if cause == Some(Cause::Gone) {
+            if cause == Some(Cause::Gone) || self.draining && self.let_go {
                 return None;
             }
         }
