@@ -25,7 +25,7 @@ mod tests;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use acceptor::Acceptor;
@@ -83,8 +83,9 @@ impl Network {
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
         let acceptor = Acceptor::start(identity.clone(), listener, Arc::clone(&table))
             .map_err(|error| identity.system("listener", error))?;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if local_ranks <= processors { SPIN } else { Duration::ZERO };
+        // Ranks that call themselves different hosts may share one all the same.
+        let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
+        let spin = if local_ranks.max(neighbours_here) <= processors() { SPIN } else { Duration::ZERO };
         let links = Links::new(identity, addresses, table, timeout, spin);
         let mut controls = Vec::new();
         if let Some((next, previous)) = neighbours {
@@ -103,4 +104,10 @@ impl Network {
         let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
         Ok((Network { _acceptor: acceptor, links, scratch, workspace, options }, controls))
     }
+}
+
+/// Asked once: the answer is read from several files.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
