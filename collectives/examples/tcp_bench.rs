@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tcp_bench [ranks=2] [sizes=4096,65536,1048576,16777216,100000000] [algorithm=table|direct|halving|ring|tree]
-//!           [streams=N] [compression=bf16] [hosts=a,a,b,b] [namespaces=x,x,y,y] [addresses=..] [pin=yes]
+//!           [streams=N] [compression=bf16] [hosts=a,a,b,b] [namespaces=x,x,y,y] [addresses=..] [tls=yes] [pin=yes]
 //! tcp_bench connect [ranks=256]
 //! ```
 //! Ranks are processes, by default on one host each and so over TCP alone; ranks of equal `hosts` share memory. With
@@ -105,6 +105,7 @@ fn rank(settings: &BTreeMap<&str, &str>) {
     config.tcp = TcpOptions {
         streams: settings.get("streams").map(|streams| streams.parse().unwrap()),
         algorithms,
+        tls: settings.contains_key("tls"),
         compression: settings.contains_key("compression").then_some(Compression::Bf16),
     };
     let communicator = Communicator::connect(config).unwrap();

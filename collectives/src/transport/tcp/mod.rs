@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::monitor::ControlLink;
 use crate::transport::connect::Identity;
 use crate::transport::handshake::Purpose;
+use crate::transport::tls::Tls;
 
 /// How long a rank with a processor of its own looks for data again and again before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -81,12 +82,13 @@ impl Network {
         let neighbours = place.map(|place| (at(place + 1), at(place + leaders.len() - 1)));
         let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
-        let acceptor = Acceptor::start(identity.clone(), listener, Arc::clone(&table))
+        let tls = options.tls.then(Tls::new).transpose().map_err(|error| identity.system("tls", error))?;
+        let acceptor = Acceptor::start(identity.clone(), listener, tls.clone(), Arc::clone(&table))
             .map_err(|error| identity.system("listener", error))?;
         // Ranks that call themselves different hosts may share one all the same.
         let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
         let spin = if local_ranks.max(neighbours_here) <= processors() { SPIN } else { Duration::ZERO };
-        let links = Links::new(identity, addresses, table, timeout, spin);
+        let links = Links::new(identity, addresses, tls, table, timeout, spin);
         let mut controls = Vec::new();
         if let Some((next, previous)) = neighbours {
             let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };

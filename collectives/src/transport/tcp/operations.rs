@@ -85,7 +85,7 @@ impl Network {
         };
         let schedule = Schedule::pipelined(input.count(), LINK_BLOCK / DType::F32.size(), steps);
         let mut memory = Vec::new();
-        let mut data = match output {
+        let data = match output {
             Some(output) => output,
             None => {
                 memory.resize(input.byte_len().div_ceil(8), 0u64);

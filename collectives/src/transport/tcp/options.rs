@@ -10,6 +10,9 @@ pub struct TcpOptions {
     pub algorithms: Vec<Rule>,
     /// What f32 data is rounded to on the wire, where speed is worth more than digits.
     pub compression: Option<Compression>,
+    /// Whether connections are encrypted, by TLS 1.3 with certificates that ranks make for themselves. Ranks are
+    /// authenticated by the job's secret either way.
+    pub tls: bool,
 }
 
 /// How an all-reduce goes.

@@ -19,7 +19,8 @@ use crate::element::{DType, Data, DataMut, Element};
 use crate::error::Error;
 use crate::monitor::{ControlLink, Monitor};
 use crate::reduce::ReduceOp;
-use crate::transport::connect::Identity;
+use crate::transport::connect::{Identity, Undialed, dial};
+use crate::transport::handshake::Purpose;
 
 const SECRET: &str = "the secret of the network's tests";
 
@@ -304,6 +305,30 @@ fn much_data_is_striped() {
     }
 }
 
+/// Everything as without, from connections with several lanes to good-byes.
+#[test]
+fn connections_may_be_encrypted() {
+    for world in 2..=4 {
+        let options = TcpOptions { tls: true, streams: Some(2), ..TcpOptions::default() };
+        run(world, &options, |rank| {
+            for count in [0, 1, 1000, 300_000, 6_000_001] {
+                let mut data = values(rank.rank, count);
+                all_reduce(rank, &mut data, ReduceOp::Sum).unwrap();
+                assert!(data.iter().enumerate().all(|(index, value)| *value == sum(world, index)), "{world} {count}");
+            }
+            let (me, next, previous) = (rank.rank, (rank.rank + 1) % world, (rank.rank + world - 1) % world);
+            let call = |from: usize| {
+                let kind = Kind::Message { from: from as u32 };
+                Call { sequence: 0, kind, dtype: DType::F32, count: 10 }
+            };
+            rank.network.send(next, &call(me), Data::from(&values(me, 10))).unwrap();
+            let mut data = vec![0f32; 10];
+            rank.network.receive(previous, &call(previous), DataMut::from(&mut data)).unwrap();
+            assert_eq!(data, values(previous, 10));
+        });
+    }
+}
+
 #[test]
 fn a_difference_in_form_is_a_mismatch() {
     let errors = run(2, &TcpOptions::default(), |rank| {
@@ -370,6 +395,63 @@ fn strangers_are_ignored_while_operations_run() {
             all_reduce(rank, &mut data, ReduceOp::Sum).unwrap();
         }
     });
+}
+
+/// Dials rank 0 for rank 1 as a process of another epoch would.
+fn dial_as(rank: &Rank, epoch: u64, abort: &AbortHandle) -> Result<(), Undialed> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let identity = Identity {
+        rank: 1,
+        world: rank.world as u32,
+        epoch,
+        secret: Secret::new(SECRET),
+        deadline,
+        breaker: Arc::clone(&abort.0),
+    };
+    let address = rank.network.links.address(0);
+    dial(&identity, 0, Purpose::Data, 0, || super::socket::open(&address, deadline, &abort.0)).map(drop)
+}
+
+#[test]
+fn a_stale_dialer_is_told_and_does_no_harm() {
+    run(2, &TcpOptions::default(), |rank| {
+        for count in [10, 100_000] {
+            if rank.rank == 1 {
+                let refusal = dial_as(rank, 0, &AbortHandle::new());
+                let stale = Error::StaleEpoch { rank: 0, ours: 0, theirs: 1 };
+                assert!(matches!(&refusal, Err(Undialed::Ended(error)) if *error == stale), "{refusal:?}");
+            }
+            let mut data = values(rank.rank, count);
+            all_reduce(rank, &mut data, ReduceOp::Sum).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_later_epoch_ends_this_one() {
+    let errors = run(3, &TcpOptions::default(), |rank| {
+        let mut data = values(rank.rank, 1000);
+        all_reduce(rank, &mut data, ReduceOp::Sum).unwrap();
+        if rank.rank == 1 {
+            let later = AbortHandle::new();
+            std::thread::scope(|scope| {
+                // It is refused by this epoch, and tries again.
+                scope.spawn(|| dial_as(rank, 2, &later));
+                while rank.abort.0.check().is_ok() {
+                    std::thread::yield_now();
+                }
+                later.abort("enough");
+            });
+        }
+        loop {
+            if let Err(error) = all_reduce(rank, &mut data, ReduceOp::Sum) {
+                return error;
+            }
+        }
+    });
+    for error in errors {
+        assert_eq!(error, Error::StaleEpoch { rank: 1, ours: 1, theirs: 2 });
+    }
 }
 
 /// Bytes of a random sort that round: of both signs, over some magnitudes.
