@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! tcp_bench [ranks=2] [sizes=4096,65536,1048576,16777216,100000000] [algorithm=table|direct|halving|ring|tree]
-//!           [streams=N] [compression=bf16] [hosts=a,a,b,b] [namespaces=x,x,y,y] [addresses=..] [tls=yes] [pin=yes]
+//!           [streams=N] [compression=bf16] [hosts=a,a,b,b] [namespaces=x,x,y,y] [addresses=..] [dtype=bf16] [tls=yes] [pin=yes]
 //! tcp_bench connect [ranks=256]
 //! ```
 //! Ranks are processes, by default on one host each and so over TCP alone; ranks of equal `hosts` share memory. With
@@ -16,7 +16,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use muster_collectives::{Algorithm, Communicator, Compression, Config, Peer, ReduceOp, Rule, Secret, TcpOptions};
+use half::bf16;
+use muster_collectives::{
+    Algorithm, Communicator, Compression, Config, DataMut, Element, Peer, ReduceOp, Rule, Secret, TcpOptions,
+};
 
 const SECRET: &str = "only for measuring: everybody knows it";
 
@@ -111,21 +114,27 @@ fn rank(settings: &BTreeMap<&str, &str>) {
     let communicator = Communicator::connect(config).unwrap();
     let sizes = settings.get("sizes").copied().unwrap_or("4096,65536,1048576,16777216,100000000");
     for size in sizes.split(',') {
-        measure(&communicator, size.parse().unwrap());
+        match settings.get("dtype") {
+            Some(&"bf16") => measure(&communicator, size.parse().unwrap(), bf16::from_f32),
+            _ => measure(&communicator, size.parse().unwrap(), |value: f32| value),
+        }
     }
 }
 
-fn measure(communicator: &Communicator, size: usize) {
+fn measure<T: Element>(communicator: &Communicator, size: usize, of: fn(f32) -> T)
+where
+    for<'a> DataMut<'a>: From<&'a mut Vec<T>>,
+{
     let (rank, world) = (communicator.rank(), communicator.world());
-    let count = size / size_of::<f32>();
+    let count = size / size_of::<T>();
     let rounds = (200_000_000 / size.max(1)).clamp(8, 3000);
     // Values that rounding to bf16 keeps.
     let value = |index: usize, rank: usize| ((index + rank) % 16) as f32;
-    let mut data = vec![0f32; count];
+    let mut data = vec![of(0.0); count];
     let mut times = Vec::with_capacity(rounds);
     let budget = Instant::now() + Duration::from_secs(20);
     for round in 0..rounds + 3 {
-        data.iter_mut().enumerate().for_each(|(index, element)| *element = value(index + round, rank));
+        data.iter_mut().enumerate().for_each(|(index, element)| *element = of(value(index + round, rank)));
         communicator.barrier().unwrap();
         let start = Instant::now();
         communicator.all_reduce(&mut data, ReduceOp::Sum).unwrap();
@@ -135,7 +144,7 @@ fn measure(communicator: &Communicator, size: usize) {
         let sum = |index: usize| (0..world).map(|rank| value(index + round, rank)).sum::<f32>();
         for index in (0..count).step_by(1 + count / 1000) {
             // Sums of up to nine such values need no more than eight bits.
-            assert!(world > 9 || data[index] == sum(index), "element {index} of {size} bytes");
+            assert!(world > 9 || data[index] == of(sum(index)), "element {index} of {size} bytes");
         }
         let mut over = [u8::from(Instant::now() > budget && times.len() >= 3)];
         communicator.broadcast(&mut over, 0).unwrap();

@@ -15,7 +15,8 @@ pub struct TcpOptions {
     pub tls: bool,
 }
 
-/// How an all-reduce goes.
+/// How an all-reduce goes. 16-bit floats, which are added up in f32 and rounded once, go straight to the rank that
+/// completes their part, in place of halving and doubling or a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Algorithm {
     /// Everybody sends all to everybody and adds up by itself: one hop. For little data, and few ranks.
