@@ -135,10 +135,11 @@ impl Breaker {
         error
     }
 
-    /// `rank` has closed its communicator in an orderly way.
-    pub(crate) fn depart(&self, rank: usize) {
-        self.lock().departed.insert(rank);
+    /// `rank` has closed its communicator in an orderly way; whether that is news.
+    pub(crate) fn depart(&self, rank: usize) -> bool {
+        let news = self.lock().departed.insert(rank);
         self.changed.notify_all();
+        news
     }
 
     /// Tells the others that this rank has been waiting for long, and so is not the one to blame.
@@ -151,7 +152,7 @@ impl Breaker {
     /// `rank` says that it waits, for the `count`-th time; whether that is news.
     pub(crate) fn excuse(&self, rank: usize, count: u32) -> bool {
         let mut state = self.lock();
-        // What comes back around the ring, or about a rank that is none, goes no further.
+        // What comes back around the ring goes no further.
         let news = rank != state.rank && state.excused.get(&rank).is_none_or(|(_, known)| *known < count);
         if news {
             state.excused.insert(rank, (Instant::now(), count));

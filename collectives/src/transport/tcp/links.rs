@@ -31,6 +31,10 @@ pub(super) enum Intent {
 /// How long a rank waits to be dialed before it dials itself: the other end may be busy with something else.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Ranks listen for as long as they take part. One that has not for so long is gone, and if it has died or left, the
+/// control connections have told by then.
+const REFUSED: Duration = Duration::from_millis(200);
+
 /// The connections to one other rank.
 pub(super) struct Channel {
     /// The first carries the headers and all small data.
@@ -137,7 +141,7 @@ impl Links {
                     None => continue,
                 }
             }
-            match self.dial(key, deadline) {
+            match self.dial(key, deadline, REFUSED) {
                 Ok(stream) => {
                     self.table.connected(key);
                     return Ok(stream);
@@ -158,12 +162,21 @@ impl Links {
         Err(self.late(key.rank, call))
     }
 
-    /// Dials until `deadline`.
-    pub(super) fn dial(&self, key: Key, deadline: Instant) -> Result<Stream, Undialed> {
+    /// Dials until `deadline`, or until nobody has listened at the rank's address for `refused`.
+    pub(super) fn dial(&self, key: Key, deadline: Instant, refused: Duration) -> Result<Stream, Undialed> {
         let identity = Identity { deadline, ..self.identity.clone() };
         let (address, breaker) = (&self.addresses[key.rank], &self.identity.breaker);
+        let mut since = None;
         dial(&identity, key.rank as u32, key.purpose, key.lane, || {
-            let stream = socket::open(address, deadline, breaker)?;
+            let stream = match socket::open(address, deadline, breaker) {
+                Err(Interruption::Failed(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    if since.get_or_insert_with(Instant::now).elapsed() >= refused {
+                        return Err(Interruption::Tripped(breaker.lost(key.rank)));
+                    }
+                    return Err(error.into());
+                }
+                other => other?,
+            };
             Ok(match &self.tls {
                 Some(tls) => stream.encrypted(tls.dial()?),
                 None => stream,

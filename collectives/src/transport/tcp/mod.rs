@@ -93,7 +93,7 @@ impl Network {
         if let Some((next, previous)) = neighbours {
             let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
             let link = |rank: usize, stream| ControlLink { rank, stream, process: None };
-            let stream = links.dial(key(next), identity.deadline);
+            let stream = links.dial(key(next), identity.deadline, Duration::MAX);
             controls.push(link(next, stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?));
             match links.await_connection(key(previous), identity.deadline)? {
                 Some(stream) => controls.push(link(previous, stream)),

@@ -69,6 +69,23 @@ fn a_rank_that_does_not_connect_is_named() {
     }
 }
 
+/// Also where nobody has been connected to it but its two neighbours.
+#[test]
+fn a_rank_that_leaves_before_it_is_needed_is_missed_soon() {
+    for world in 2..=7 {
+        let start = Instant::now();
+        let errors = run(world, &TcpOptions::default(), |rank| {
+            let mut data = vec![1f32; 100_000];
+            (rank.rank != 1).then(|| all_reduce(rank, &mut data, ReduceOp::Sum).unwrap_err())
+        });
+        // Those who find out first leave as well, so others may name them.
+        for error in errors.into_iter().flatten() {
+            assert!(matches!(error, Error::PeerLeft { .. }), "{world}: {error:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "not only with the deadline");
+    }
+}
+
 /// Whatever a stranger says, at whatever point, the ranks of the job do not care.
 #[test]
 fn strangers_are_ignored_while_operations_run() {
