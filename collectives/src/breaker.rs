@@ -67,8 +67,10 @@ struct State {
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
-/// How long a failed connection waits for the control connections to tell the true cause.
-const EXPLANATION: Duration = Duration::from_millis(100);
+/// How long a failed connection waits for the control connections to tell the true cause. That takes a moment on an
+/// idle machine, and some steps around the ring on a busy one; a death that nobody tells of is told by the closed
+/// control connection.
+const EXPLANATION: Duration = Duration::from_millis(500);
 
 impl Breaker {
     fn lock(&self) -> MutexGuard<'_, State> {
