@@ -69,8 +69,10 @@ struct State {
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
-/// How long a failed connection waits for the control connections to tell the true cause.
-const EXPLANATION: Duration = Duration::from_millis(100);
+/// How long a failed connection waits for the control connections to tell the true cause. That takes a moment on an
+/// idle machine, and some steps around the ring on a busy one; a death that nobody tells of is told by the closed
+/// control connection.
+const EXPLANATION: Duration = Duration::from_millis(500);
 
 impl Breaker {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -146,10 +148,11 @@ impl Breaker {
         error
     }
 
-    /// `rank` has closed its communicator in an orderly way.
-    pub(crate) fn depart(&self, rank: usize) {
-        self.lock().departed.insert(rank);
+    /// `rank` has closed its communicator in an orderly way; whether that is news.
+    pub(crate) fn depart(&self, rank: usize) -> bool {
+        let news = self.lock().departed.insert(rank);
         self.changed.notify_all();
+        news
     }
 
     /// Tells the others that this rank has been waiting for long, and so is not the one to blame.
@@ -162,7 +165,7 @@ impl Breaker {
     /// `rank` says that it waits, for the `count`-th time; whether that is news.
     pub(crate) fn excuse(&self, rank: usize, count: u32) -> bool {
         let mut state = self.lock();
-        // What comes back around the ring, or about a rank that is none, goes no further.
+        // What comes back around the ring goes no further.
         let news = rank != state.rank && state.excused.get(&rank).is_none_or(|(_, known)| *known < count);
         if news {
             state.excused.insert(rank, (Instant::now(), count));

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::reduce::ReduceOp;
 use crate::segment::Segment;
 use crate::transport::memory;
-use crate::transport::shm::{Buffers, Group, Incoming, Outgoing};
+use crate::transport::shm::{Buffers, Group, Incoming, Outgoing, Wide};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::{Members, Network};
 
@@ -98,7 +98,7 @@ impl Engine {
         &mut self,
         call: &Call,
         input: Data<'_>,
-        mut output: DataMut<'_>,
+        output: DataMut<'_>,
         op: ReduceOp,
         located: &Located,
         root: Option<usize>,
@@ -119,8 +119,8 @@ impl Engine {
             .as_mut()
             .zip(self.leaders.as_ref())
             .map(|(network, leaders)| |data: DataMut<'_>| network.all_reduce(leaders, call, data, op, divisor));
-        let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
-        group.reduce_wide(call, input, output.reborrow(), op, receives, wide)
+        let wide = wide.as_mut().map(|wide| wide as Wide<'_>);
+        group.reduce_wide(call, Buffers { input, output }, op, receives, wide)
     }
 
     /// The part of a rank that is the only one of its host.
@@ -202,7 +202,7 @@ impl Engine {
             .map(|(network, leaders)| |_: DataMut<'_>| network.barrier(leaders, call));
         match &mut self.group {
             Some(group) => {
-                let wide = wide.as_mut().map(|wide| wide as &mut dyn FnMut(DataMut<'_>) -> Result<(), Error>);
+                let wide = wide.as_mut().map(|wide| wide as Wide<'_>);
                 group.barrier(call, wide)
             }
             None => wide.map_or(Ok(()), |mut wide| wide(DataMut::from(&mut [] as &mut [u8]))),

@@ -3,7 +3,7 @@
 //!
 //! Members of a host hold one to their host's leader, leaders one to each neighbour in the ring of hosts. An abort
 //! is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise that
-//! a rank has been waiting for long.
+//! a rank has been waiting for long, or has left.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +21,7 @@ use crate::transport::stream::Stream;
 const GOODBYE: u8 = 1;
 const ABORT: u8 = 2;
 const WAITING: u8 = 3;
+const LEFT: u8 = 4;
 
 /// The control connection to one neighbour.
 pub(crate) struct ControlLink {
@@ -40,6 +41,13 @@ impl ControlLink {
         let mut frame = [WAITING, 8, 0, 0, 0, 0, 0, 0, 0, 0];
         frame[2..6].copy_from_slice(&(rank as u32).to_le_bytes());
         frame[6..].copy_from_slice(&count.to_le_bytes());
+        self.send(&frame);
+    }
+
+    /// That `rank`, which may be no neighbour of the other end, has left.
+    fn send_left(&self, rank: usize) {
+        let mut frame = [LEFT, 4, 0, 0, 0, 0];
+        frame[2..].copy_from_slice(&(rank as u32).to_le_bytes());
         self.send(&frame);
     }
 
@@ -141,18 +149,26 @@ impl Watched<'_> {
         while let [kind, length, rest @ ..] = self.received.as_slice() {
             let (kind, length) = (*kind, usize::from(*length));
             let Some(payload) = rest.get(..length) else { return };
+            let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| payload[at + byte]));
+            let others = || links.iter().filter(|link| !std::ptr::eq(&***link, self.link));
             match (kind, Error::decode(payload)) {
                 (GOODBYE, None) if length == 0 => {
-                    breaker.depart(self.link.rank);
+                    if breaker.depart(self.link.rank) {
+                        others().for_each(|link| link.send_left(self.link.rank));
+                    }
                     self.gone = true;
                     return;
                 }
                 (WAITING, _) if length == 8 => {
-                    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| payload[at + byte]));
                     let (rank, count) = (word(0) as usize, word(4));
                     if breaker.excuse(rank, count) {
-                        let others = links.iter().filter(|link| !std::ptr::eq(&***link, self.link));
-                        others.for_each(|link| link.send_waiting(rank, count));
+                        others().for_each(|link| link.send_waiting(rank, count));
+                    }
+                }
+                (LEFT, _) if length == 4 => {
+                    let rank = word(0) as usize;
+                    if breaker.depart(rank) {
+                        others().for_each(|link| link.send_left(rank));
                     }
                 }
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {

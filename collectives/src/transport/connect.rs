@@ -97,11 +97,16 @@ pub(crate) struct Reception {
     secret: Secret,
     limit: usize,
     waiting: VecDeque<Acceptance>,
+    /// Nothing is accepted until then.
+    resting: Option<Instant>,
 }
+
+/// How long nothing is accepted where the system has no resources for it.
+const REST: Duration = Duration::from_millis(10);
 
 impl Reception {
     pub(crate) fn new(secret: Secret, limit: usize) -> Reception {
-        Reception { secret, limit, waiting: VecDeque::new() }
+        Reception { secret, limit, waiting: VecDeque::new(), resting: None }
     }
 
     /// Waits until a connection comes or a handshake goes on, `until` at most, or until one of `others` is readable;
@@ -115,11 +120,15 @@ impl Reception {
         mut receive: impl FnMut(Hello, Acceptance),
     ) -> io::Result<()> {
         let now = Instant::now();
+        self.resting = self.resting.filter(|until| *until > now);
         self.waiting.retain(|acceptance| acceptance.deadline() > now);
         let fds = [listener].into_iter().chain(others.iter().copied());
         let fds = fds.chain(self.waiting.iter().map(|acceptance| acceptance.stream().as_fd()));
         let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        let until = self.waiting.iter().map(Acceptance::deadline).chain(until).min();
+        if self.resting.is_some() {
+            fds[0].set_events(PollFlags::empty());
+        }
+        let until = self.waiting.iter().map(Acceptance::deadline).chain(until).chain(self.resting).min();
         match poll(&mut fds, timeout(until.map(|until| until.saturating_duration_since(now)))) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -135,7 +144,8 @@ impl Reception {
             }
         }
         // As many as there are, but not for ever: those that have come want to be served.
-        for _ in 0..self.limit {
+        let most = if self.resting.is_some() { 0 } else { self.limit };
+        for _ in 0..most {
             match next() {
                 Ok(stream) => {
                     if self.waiting.len() >= self.limit {
@@ -143,8 +153,15 @@ impl Reception {
                     }
                     self.waiting.push_back(Acceptance::new(stream, now + HANDSHAKE));
                 }
-                // A connection that failed before it was accepted says nothing about the listener.
-                Err(_) => break,
+                Err(error) => {
+                    // A connection that failed before it was accepted says nothing about the listener. A lack of
+                    // descriptors or memory may last, and who waits in the queue meanwhile would keep it readable.
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+                    {
+                        self.resting = Some(now + REST);
+                    }
+                    break;
+                }
             }
         }
         Ok(())

@@ -8,6 +8,8 @@
 //!   HMAC("dial", hello, nonce) ->
 //!                                   <- verdict, epoch
 //! ```
+//! On an encrypted connection both proofs cover what only the two ends of its session know as well.
+//!
 //! The accepting end never waits: an [`Acceptance`] is advanced as bytes come, so one thread serves many of them.
 //!
 //! Every message has a fixed length, so a stranger can make nobody allocate; each handshake has a deadline, so it
@@ -162,10 +164,11 @@ pub(crate) fn dial(
     let mut challenge = [0; NONCE + TAG];
     stream.read_exact(&mut challenge, deadline, breaker)?;
     let (theirs, proof) = challenge.split_at(NONCE);
-    if !proves(secret, &[b"accept", &hello_bytes, theirs], proof) {
+    let binding = stream.binding().map_err(Interruption::Failed)?;
+    if !proves(secret, &[b"accept", &hello_bytes, theirs, &binding], proof) {
         return Err(Refusal::Stranger);
     }
-    stream.write_all(&tag(secret, &[b"dial", &hello_bytes, theirs]), deadline, breaker)?;
+    stream.write_all(&tag(secret, &[b"dial", &hello_bytes, theirs, &binding]), deadline, breaker)?;
     let mut verdict = [0; VERDICT];
     stream.read_exact(&mut verdict, deadline, breaker)?;
     let [code, epoch @ ..] = verdict;
@@ -184,7 +187,15 @@ pub(crate) struct Acceptance {
     received: [u8; HELLO],
     length: usize,
     /// What the dialer claims to be, and our challenge, once its hello is complete.
-    claim: Option<([u8; HELLO], Hello, [u8; NONCE])>,
+    claim: Option<Claim>,
+}
+
+/// What a dialer claims to be, and what it has to prove it with.
+struct Claim {
+    bytes: [u8; HELLO],
+    hello: Hello,
+    ours: [u8; NONCE],
+    binding: Vec<u8>,
 }
 
 /// How far an acceptance is.
@@ -226,19 +237,21 @@ impl Acceptance {
             self.length = 0;
             match &self.claim {
                 None => {
-                    let (Some(hello), Ok(ours)) = (Hello::decode(&self.received), nonce()) else {
+                    let (Some(hello), Ok(ours), Ok(binding)) =
+                        (Hello::decode(&self.received), nonce(), self.stream.binding())
+                    else {
                         return Progress::Over;
                     };
                     let mut challenge = [0; NONCE + TAG];
                     challenge[..NONCE].copy_from_slice(&ours);
-                    challenge[NONCE..].copy_from_slice(&tag(secret, &[b"accept", &self.received, &ours]));
+                    challenge[NONCE..].copy_from_slice(&tag(secret, &[b"accept", &self.received, &ours, &binding]));
                     if !self.write(&challenge) {
                         return Progress::Over;
                     }
-                    self.claim = Some((self.received, hello, ours));
+                    self.claim = Some(Claim { bytes: self.received, hello, ours, binding });
                 }
-                Some((bytes, hello, ours)) => {
-                    return match proves(secret, &[b"dial", bytes, ours], &self.received[..TAG]) {
+                Some(Claim { bytes, hello, ours, binding }) => {
+                    return match proves(secret, &[b"dial", bytes, ours, binding], &self.received[..TAG]) {
                         true => Progress::Proved(*hello),
                         false => Progress::Over,
                     };
@@ -298,6 +311,7 @@ mod tests {
     use super::*;
     use crate::breaker::AbortHandle;
     use crate::transport::stream::wait;
+    use crate::transport::tls::Tls;
 
     const HELLO_1: Hello = Hello { purpose: Purpose::Data, lane: 3, epoch: 7, world: 4, from: 2, to: 1 };
 
@@ -375,6 +389,60 @@ mod tests {
             let (dialed, accepted) = meet(hello, "secret", "secret");
             assert!(matches!(dialed, Err(Refusal::Unexpected)), "{dialed:?}");
             assert!(accepted.is_err());
+        }
+    }
+
+    fn encrypted_pair(tls: &Tls) -> (Stream, Stream) {
+        let (a, b) = pair();
+        (a.encrypted(tls.dial().expect("a session")), b.encrypted(tls.accept().expect("a session")))
+    }
+
+    /// Passes on what comes until one end is closed.
+    fn relay(a: &Stream, b: &Stream, deadline: Instant, breaker: &Breaker) {
+        let mut bytes = [0; 1000];
+        loop {
+            for (from, to) in [(a, b), (b, a)] {
+                match from.try_read(&mut bytes) {
+                    Ok(None) => {}
+                    Ok(Some(length)) if length > 0 => {
+                        if to.try_write(&[IoSlice::new(&bytes[..length])]).is_err() {
+                            return;
+                        }
+                    }
+                    _ => return,
+                }
+            }
+            if wait(&[(a.as_fd(), PollFlags::POLLIN), (b.as_fd(), PollFlags::POLLIN)], deadline, breaker).is_err() {
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn encrypted_ends_meet_but_not_through_somebody_between() {
+        let tls = Tls::new().expect("a certificate");
+        let secret = Secret::new("secret");
+        let breaker = AbortHandle::new();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        for between in [false, true] {
+            let (a, mut b) = encrypted_pair(&tls);
+            let (secret, breaker) = (&secret, &breaker);
+            std::thread::scope(|scope| {
+                if between {
+                    let (c, d) = encrypted_pair(&tls);
+                    let middle = std::mem::replace(&mut b, d);
+                    // Not even one that passes on all that is said.
+                    scope.spawn(move || relay(&middle, &c, deadline, &breaker.0));
+                }
+                let accepted = scope.spawn(move || accept(b, secret, deadline, &breaker.0));
+                let dialed = dial(&a, &HELLO_1, secret, deadline, &breaker.0);
+                drop(a);
+                let accepted = accepted.join().expect("the acceptor ends");
+                assert_eq!((dialed.is_ok(), accepted.is_ok()), (!between, !between), "{dialed:?} {accepted:?}");
+                if between {
+                    assert!(matches!(dialed, Err(Refusal::Stranger)), "{dialed:?}");
+                }
+            });
         }
     }
 

@@ -7,4 +7,5 @@ pub(crate) mod memory;
 pub(crate) mod shm;
 pub(crate) mod stream;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 pub(crate) mod unix;

@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,9 +13,19 @@ use nix::sys::socket::{self, ControlMessage, ControlMessageOwned, MsgFlags};
 
 use crate::breaker::Breaker;
 use crate::error::Error;
+use crate::transport::tls::Session;
 
-#[derive(Debug)]
-pub(crate) struct Stream(OwnedFd);
+pub(crate) struct Stream {
+    fd: OwnedFd,
+    /// Where it is encrypted. A control connection is read by one thread and written by others.
+    session: Option<Box<Mutex<Session>>>,
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stream({}, encrypted: {})", self.fd.as_raw_fd(), self.session.is_some())
+    }
+}
 
 /// Why a wait ended without what it waited for.
 #[derive(Debug)]
@@ -49,49 +60,66 @@ impl std::fmt::Display for Interruption {
 impl Stream {
     /// From a connected socket that does not block.
     pub(crate) fn from_fd(fd: OwnedFd) -> Stream {
-        Stream(fd)
+        Stream { fd, session: None }
+    }
+
+    /// The same connection, with everything that is said from now on encrypted.
+    pub(crate) fn encrypted(self, session: Session) -> Stream {
+        Stream { session: Some(Box::new(Mutex::new(session))), ..self }
     }
 
     pub(crate) fn from_unix(stream: UnixStream) -> io::Result<Stream> {
         stream.set_nonblocking(true)?;
-        Ok(Stream(stream.into()))
+        Ok(Stream { fd: stream.into(), session: None })
+    }
+
+    fn session(&self) -> Option<MutexGuard<'_, Session>> {
+        self.session.as_ref().map(|session| session.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     /// Reads what is there: `None` if nothing is yet, 0 bytes at the end.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match socket::recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => return Ok(Some(length)),
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        match self.session() {
+            None => receive(self.as_fd(), buffer),
+            Some(mut session) => session.read(self.as_fd(), buffer),
         }
     }
 
     /// Writes what there is room for: `None` if there is none.
     pub(crate) fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
-        loop {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match socket::sendmsg::<()>(self.0.as_raw_fd(), slices, &[], flags, None) {
-                Ok(length) => return Ok(Some(length)),
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        match self.session() {
+            None => send(self.as_fd(), slices),
+            Some(mut session) => session.write(self.as_fd(), slices),
         }
+    }
+
+    /// Whether all that was written is on its way; otherwise it is once this was called again.
+    pub(crate) fn try_flush(&self) -> io::Result<bool> {
+        self.session().map_or(Ok(true), |mut session| session.flush(self.as_fd()))
     }
 
     /// Reads what is there into one buffer after the other.
     pub(crate) fn try_read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+        if self.session.is_some() {
+            // Decrypted bytes lie ready, so nothing is saved by reading to several buffers at once.
+            return buffers
+                .iter_mut()
+                .find(|buffer| !buffer.is_empty())
+                .map_or(Ok(None), |buffer| self.try_read(buffer));
+        }
         loop {
-            match socket::recvmsg::<()>(self.0.as_raw_fd(), buffers, None, MsgFlags::MSG_DONTWAIT) {
+            match socket::recvmsg::<()>(self.fd.as_raw_fd(), buffers, None, MsgFlags::MSG_DONTWAIT) {
                 Ok(message) => return Ok(Some(message.bytes)),
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// Bytes that only the two ends of an encrypted connection share, once it has been used in both directions.
+    pub(crate) fn binding(&self) -> io::Result<Vec<u8>> {
+        self.session().map_or(Ok(Vec::new()), |session| Ok(session.binding()?.to_vec()))
     }
 
     pub(crate) fn read_exact(
@@ -126,7 +154,7 @@ impl Stream {
         loop {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             let message = [ControlMessage::ScmRights(&fds)];
-            match socket::sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(b"f")], &message, flags, None) {
+            match socket::sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(b"f")], &message, flags, None) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EAGAIN) => wait(&[(self.as_fd(), PollFlags::POLLOUT)], deadline, breaker)?,
                 Err(Errno::EINTR) => {}
@@ -142,7 +170,7 @@ impl Stream {
             let mut slices = [io::IoSliceMut::new(&mut byte)];
             let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-            match socket::recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            match socket::recvmsg::<()>(self.fd.as_raw_fd(), &mut slices, Some(&mut space), flags) {
                 Ok(message) => {
                     let mut received = None;
                     for control in message.cmsgs()? {
@@ -165,7 +193,32 @@ impl Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
+    }
+}
+
+/// Reads what a socket has: `None` if nothing is there yet, 0 bytes at the end.
+pub(crate) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match socket::recv(fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Writes what a socket has room for: `None` if it has none.
+pub(crate) fn send(fd: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+    loop {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match socket::sendmsg::<()>(fd.as_raw_fd(), slices, &[], flags, None) {
+            Ok(length) => return Ok(Some(length)),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -12,6 +12,8 @@
 //!   of all and writes it to all. Two meetings, no copies.
 //! - *in chunks* ([`staged`], [`moved`]): private buffers pass through the windows, which stay in cache.
 //!
+//! With other hosts in it, a reduction goes through the windows to the leaders ([`wide`]).
+//!
 //! Messages between two ranks ([`message`]) go through buffers of their own and need no meeting.
 //!
 //! Windows and segments are plain memory: between two meetings each byte is written by one rank only, and read by
@@ -28,6 +30,7 @@ mod moved;
 mod region;
 mod small;
 mod staged;
+mod wide;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,7 +76,7 @@ pub(crate) struct Group {
 }
 
 /// The work that the leader does between hosts while the others wait, on elements that lie in shared memory.
-pub(crate) type Wide<'a> = &'a mut dyn FnMut(DataMut<'_>) -> Result<(), Error>;
+pub(crate) type Wide<'a> = &'a mut (dyn FnMut(DataMut<'_>) -> Result<(), Error> + Send);
 
 /// How a rank waits before it sleeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -18,11 +18,11 @@ use std::sync::Arc;
 use crate::call::{Call, Location};
 use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
-use crate::reduce::{ReduceOp, copy, fold, narrow, widen};
+use crate::reduce::{ReduceOp, copy, fold};
 use crate::segment::Segment;
 
 use super::direct::To;
-use super::{Group, Placement, Wide, aligned_part};
+use super::{Group, Placement, aligned_part};
 
 /// How the chunks of a buffer are cut into one slice a rank.
 #[derive(Clone, Copy)]
@@ -213,94 +213,6 @@ impl Group {
             // SAFETY: the slice lies within the output; the rank at `place` has left its result there before the last
             // meeting and does not write it before everybody has come to the one after the next.
             unsafe { copy(window.cast_const(), output.at(slice.start), length) };
-        }
-    }
-
-    /// Reduces over the ranks of this host and, through the leaders' `wide`, over all hosts. With a `receives` that
-    /// is not true for all, the others' outputs stay as they are.
-    ///
-    /// 16-bit floats go through the windows as f32, so that they are rounded once, at the end.
-    pub(crate) fn reduce_wide(
-        &mut self,
-        call: &Call,
-        input: Data<'_>,
-        mut output: DataMut<'_>,
-        op: ReduceOp,
-        receives: bool,
-        mut wide: Option<Wide<'_>>,
-    ) -> Result<(), Error> {
-        let dtype = input.dtype();
-        let wire = if dtype.is_half() { DType::F32 } else { dtype };
-        let per_chunk = self.region.window_len() / wire.size();
-        let count = input.count();
-        let chunks = count.div_ceil(per_chunk).max(1);
-        let range = |chunk: usize| chunk * per_chunk..((chunk + 1) * per_chunk).min(count);
-        self.show(wire, input, range(0), self.turn);
-        self.agree(call, None)?;
-        // Chunk by chunk: staged, reduced here, reduced between hosts, collected.
-        for interval in 0..chunks + 2 {
-            let turn = |chunk: usize| self.turn + chunk as u64;
-            if interval < chunks {
-                let length = range(interval).len();
-                let slice = aligned_part(wire, length, self.ranks.len(), self.me);
-                let windows: Vec<*mut u8> = (0..self.ranks.len())
-                    .map(|place| {
-                        self.region.window(turn(interval), place, slice.start * wire.size(), slice.len() * wire.size())
-                    })
-                    .collect();
-                let sources: Vec<*const u8> = windows.iter().map(|window| window.cast_const()).collect();
-                // SAFETY: every window holds `length` elements of the wire type, staged before the last meeting.
-                // Until the next one nobody else touches this rank's slice of any window.
-                unsafe { fold(wire, op, None, &sources, &windows[..1], slice.len()) };
-            }
-            if interval + 1 < chunks {
-                self.show(wire, input, range(interval + 1), turn(interval + 1));
-            }
-            if let Some(chunk) = interval.checked_sub(2)
-                && receives
-            {
-                self.take(wire, &mut output, range(chunk), turn(chunk));
-            }
-            if interval == chunks + 1 {
-                break;
-            }
-            if let Some(chunk) = interval.checked_sub(1)
-                && let Some(wide) = &mut wide
-            {
-                let length = range(chunk).len();
-                let window = self.region.window(turn(chunk), 0, 0, length * wire.size());
-                // SAFETY: in this interval the leader alone touches the reduced chunk in its window.
-                wide(unsafe { DataMut::from_raw(wire, window, length) })?;
-            }
-            self.meet(call)?;
-        }
-        self.turn += chunks as u64;
-        Ok(())
-    }
-
-    /// Copies a range of the input to this rank's window.
-    fn show(&self, wire: DType, input: Data<'_>, range: Range<usize>, turn: u64) {
-        let window = self.region.window(turn, self.me, 0, range.len() * wire.size());
-        // SAFETY: the range lies within the input and, in the wire type, fits the window, which nobody reads now.
-        unsafe {
-            if wire == input.dtype() {
-                copy(input.at(range.start), window, range.len() * wire.size());
-            } else {
-                widen(input.dtype(), input.at(range.start), window, range.len());
-            }
-        }
-    }
-
-    /// Copies a range of the result from the leader's window.
-    fn take(&self, wire: DType, output: &mut DataMut<'_>, range: Range<usize>, turn: u64) {
-        let window = self.region.window(turn, 0, 0, range.len() * wire.size()).cast_const();
-        // SAFETY: as for showing; nobody writes the window in this interval.
-        unsafe {
-            if wire == output.dtype() {
-                copy(window, output.at(range.start), range.len() * wire.size());
-            } else {
-                narrow(output.dtype(), window, output.at(range.start), range.len());
-            }
         }
     }
 }

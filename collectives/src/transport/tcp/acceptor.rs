@@ -12,6 +12,7 @@ use super::table::Table;
 use crate::error::Error;
 use crate::transport::connect::{Identity, Reception};
 use crate::transport::handshake::{Refusal, judge};
+use crate::transport::tls::Tls;
 
 /// Handshakes under way beyond two for each rank before the oldest gives way.
 const STRANGERS: usize = 64;
@@ -23,7 +24,12 @@ pub(super) struct Acceptor {
 }
 
 impl Acceptor {
-    pub(super) fn start(identity: Identity, listener: TcpListener, table: Arc<Table>) -> std::io::Result<Acceptor> {
+    pub(super) fn start(
+        identity: Identity,
+        listener: TcpListener,
+        tls: Option<Tls>,
+        table: Arc<Table>,
+    ) -> std::io::Result<Acceptor> {
         socket::prepare_listener(&listener)?;
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let thread = {
@@ -31,7 +37,7 @@ impl Acceptor {
             std::thread::Builder::new()
                 .name("collectives-tcp".to_owned())
                 .stack_size(256 << 10)
-                .spawn(move || accept(&identity, &listener, &stop, &table))?
+                .spawn(move || accept(&identity, &listener, tls.as_ref(), &stop, &table))?
         };
         Ok(Acceptor { stop, thread: Some(thread) })
     }
@@ -47,7 +53,7 @@ impl Drop for Acceptor {
     }
 }
 
-fn accept(identity: &Identity, listener: &TcpListener, stop: &EventFd, table: &Table) {
+fn accept(identity: &Identity, listener: &TcpListener, tls: Option<&Tls>, stop: &EventFd, table: &Table) {
     let Identity { rank, world, epoch, secret, breaker, .. } = identity;
     let limit = STRANGERS + 2 * *world as usize;
     let mut reception = Reception::new(secret.clone(), limit);
@@ -57,7 +63,13 @@ fn accept(identity: &Identity, listener: &TcpListener, stop: &EventFd, table: &T
             listener.as_fd(),
             &others,
             None,
-            || socket::next(listener),
+            || {
+                let stream = socket::next(listener)?;
+                Ok(match tls {
+                    Some(tls) => stream.encrypted(tls.accept()?),
+                    None => stream,
+                })
+            },
             |hello, acceptance| match judge(&hello, *epoch, *world, *rank) {
                 Ok(()) => table.receive(&hello, acceptance, *epoch),
                 Err(refusal) => {

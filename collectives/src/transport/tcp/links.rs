@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::transport::connect::{Identity, Undialed, dial};
 use crate::transport::handshake::{Purpose, Refusal};
 use crate::transport::stream::{Interruption, Stream, wait};
+use crate::transport::tls::Tls;
 
 /// Who begins, where no connection is there yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +31,10 @@ pub(super) enum Intent {
 /// How long a rank waits to be dialed before it dials itself: the other end may be busy with something else.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// Ranks listen for as long as they take part. One that has not for so long is gone, and if it has died or left, the
+/// control connections have told by then.
+const REFUSED: Duration = Duration::from_millis(200);
+
 /// The connections to one other rank.
 pub(super) struct Channel {
     /// The first carries the headers and all small data.
@@ -42,6 +47,7 @@ pub(super) struct Channel {
 pub(super) struct Links {
     identity: Identity,
     addresses: Vec<SocketAddr>,
+    tls: Option<Tls>,
     table: Arc<Table>,
     channels: Vec<Option<Channel>>,
     pub(super) timeout: Duration,
@@ -53,6 +59,7 @@ impl Links {
     pub(super) fn new(
         identity: &Identity,
         addresses: &[SocketAddr],
+        tls: Option<Tls>,
         table: Arc<Table>,
         timeout: Duration,
         spin: Duration,
@@ -60,6 +67,7 @@ impl Links {
         Links {
             identity: identity.clone(),
             addresses: addresses.to_vec(),
+            tls,
             table,
             channels: addresses.iter().map(|_| None).collect(),
             timeout,
@@ -89,8 +97,8 @@ impl Links {
         self.channels[rank].as_mut().expect("a passage opens its channels before it uses them")
     }
 
-    pub(super) fn fd(&self, rank: usize, lane: usize) -> BorrowedFd<'_> {
-        self.channels[rank].as_ref().expect("a passage waits for what it has opened").lanes[lane].as_fd()
+    pub(super) fn lanes(&self, rank: usize) -> &[Stream] {
+        &self.channels[rank].as_ref().expect("a passage waits for what it has opened").lanes
     }
 
     /// Makes sure that there are `lanes` connections to `rank`.
@@ -117,31 +125,63 @@ impl Links {
         if let Some(stream) = self.table.begin(key) {
             return Ok(stream);
         }
-        let deadline = since + self.timeout;
-        match self.dial(key, deadline) {
-            Ok(stream) => {
-                self.table.connected(key);
-                Ok(stream)
+        let mut crossed = false;
+        // In turns, as in any wait: see [`Links::wait`].
+        for turn in 0..3 {
+            match turn {
+                0 => {}
+                1 => self.identity.breaker.say_waiting(),
+                _ if self.identity.breaker.is_excused(key.rank, since) => {}
+                _ => break,
             }
-            Err(Undialed::Ended(error)) => Err(self.fail(error)),
-            Err(Undialed::Crossed) => match self.await_connection(key, deadline)? {
-                Some(stream) => Ok(stream),
-                None => Err(self.fail(Error::timeout(key.rank, call, since.elapsed()))),
-            },
-            Err(Undialed::Late(Refusal::Interrupted(Interruption::Deadline))) => {
-                Err(self.fail(Error::timeout(key.rank, call, since.elapsed())))
+            let deadline = since + [self.timeout / 2, self.timeout, self.timeout + GRACE][turn];
+            if crossed {
+                match self.await_connection(key, deadline)? {
+                    Some(stream) => return Ok(stream),
+                    None => continue,
+                }
             }
-            Err(Undialed::Late(refusal)) => {
-                Err(self.fail(Error::Connect { rank: key.rank, cause: refusal.to_string() }))
+            match self.dial(key, deadline, REFUSED) {
+                Ok(stream) => {
+                    self.table.connected(key);
+                    return Ok(stream);
+                }
+                Err(Undialed::Ended(error)) => return Err(self.fail(error)),
+                Err(Undialed::Crossed) => {
+                    crossed = true;
+                    if let Some(stream) = self.await_connection(key, deadline)? {
+                        return Ok(stream);
+                    }
+                }
+                Err(Undialed::Late(Refusal::Interrupted(Interruption::Failed(error)))) if turn > 0 => {
+                    return Err(self.fail(Error::Connect { rank: key.rank, cause: error.to_string() }));
+                }
+                Err(Undialed::Late(_)) => {}
             }
         }
+        Err(self.late(key.rank, call))
     }
 
-    /// Dials until `deadline`.
-    pub(super) fn dial(&self, key: Key, deadline: Instant) -> Result<Stream, Undialed> {
+    /// Dials until `deadline`, or until nobody has listened at the rank's address for `refused`.
+    pub(super) fn dial(&self, key: Key, deadline: Instant, refused: Duration) -> Result<Stream, Undialed> {
         let identity = Identity { deadline, ..self.identity.clone() };
         let (address, breaker) = (&self.addresses[key.rank], &self.identity.breaker);
-        dial(&identity, key.rank as u32, key.purpose, key.lane, || socket::open(address, deadline, breaker))
+        let mut since = None;
+        dial(&identity, key.rank as u32, key.purpose, key.lane, || {
+            let stream = match socket::open(address, deadline, breaker) {
+                Err(Interruption::Failed(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                    if since.get_or_insert_with(Instant::now).elapsed() >= refused {
+                        return Err(Interruption::Tripped(breaker.lost(key.rank)));
+                    }
+                    return Err(error.into());
+                }
+                other => other?,
+            };
+            Ok(match &self.tls {
+                Some(tls) => stream.encrypted(tls.dial()?),
+                None => stream,
+            })
+        })
     }
 
     /// Waits to be dialed, until `deadline`.
@@ -161,6 +201,12 @@ impl Links {
 
     pub(super) fn fail(&self, error: Error) -> Error {
         self.identity.breaker.trip(error)
+    }
+
+    /// `rank` has not come in time. The time is the one that was set: ranks that find out for themselves at the same
+    /// moment say the same.
+    fn late(&self, rank: usize, call: &Call) -> Error {
+        self.fail(Error::timeout(rank, call, self.timeout))
     }
 
     pub(super) fn lost(&self, rank: usize) -> Error {
@@ -192,7 +238,7 @@ impl Links {
         match result {
             Ok(()) => Ok(()),
             Err(Interruption::Tripped(error)) => Err(error),
-            Err(Interruption::Deadline) => Err(self.fail(Error::timeout(rank, call, since.elapsed()))),
+            Err(Interruption::Deadline) => Err(self.late(rank, call)),
             Err(Interruption::Failed(error)) => Err(self.fail(self.identity.system("poll", error))),
         }
     }

@@ -25,7 +25,7 @@ mod tests;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use acceptor::Acceptor;
@@ -38,6 +38,7 @@ use crate::error::Error;
 use crate::monitor::ControlLink;
 use crate::transport::connect::Identity;
 use crate::transport::handshake::Purpose;
+use crate::transport::tls::Tls;
 
 /// How long a rank with a processor of its own looks for data again and again before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -81,16 +82,18 @@ impl Network {
         let neighbours = place.map(|place| (at(place + 1), at(place + leaders.len() - 1)));
         let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
-        let acceptor = Acceptor::start(identity.clone(), listener, Arc::clone(&table))
+        let tls = options.tls.then(Tls::new).transpose().map_err(|error| identity.system("tls", error))?;
+        let acceptor = Acceptor::start(identity.clone(), listener, tls.clone(), Arc::clone(&table))
             .map_err(|error| identity.system("listener", error))?;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let spin = if local_ranks <= processors { SPIN } else { Duration::ZERO };
-        let links = Links::new(identity, addresses, table, timeout, spin);
+        // Ranks that call themselves different hosts may share one all the same.
+        let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
+        let spin = if local_ranks.max(neighbours_here) <= processors() { SPIN } else { Duration::ZERO };
+        let links = Links::new(identity, addresses, tls, table, timeout, spin);
         let mut controls = Vec::new();
         if let Some((next, previous)) = neighbours {
             let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
             let link = |rank: usize, stream| ControlLink { rank, stream, process: None };
-            let stream = links.dial(key(next), identity.deadline);
+            let stream = links.dial(key(next), identity.deadline, Duration::MAX);
             controls.push(link(next, stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?));
             match links.await_connection(key(previous), identity.deadline)? {
                 Some(stream) => controls.push(link(previous, stream)),
@@ -103,4 +106,10 @@ impl Network {
         let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
         Ok((Network { _acceptor: acceptor, links, scratch, workspace, options }, controls))
     }
+}
+
+/// Asked once: the answer is read from several files.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }

@@ -12,7 +12,7 @@ use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
 use crate::reduce::{ReduceOp, fold, narrow, widen};
 use crate::schedule::{
-    Action, Receive, Schedule, Send, chain_broadcast, chain_reduce, dissemination, halving_doubling, pairwise,
+    Action, Receive, Schedule, Send, chain_broadcast, chain_reduce, dissemination, halving_doubling, pairwise, part,
     ring_all_gather, ring_all_reduce, tree_all_reduce, tree_broadcast, tree_reduce,
 };
 
@@ -28,11 +28,12 @@ const TREE: usize = 512 << 10;
 /// Inputs of all ranks up to as many bytes are collected before they are combined.
 const COLLECTED: usize = 1 << 20;
 
+/// Bytes of 16-bit floats that are reduced at a time: what waits to be combined is as much.
+const HALVES: usize = 4 << 20;
+
 /// Up to as many ranks everybody sends its part of an all-gather to everybody.
 const FEW: usize = 8;
 
-// Some have no caller yet but their tests.
-#[allow(dead_code)]
 impl Network {
     /// Combines the data of all members; all get the result. `divisor` divides each completed value.
     pub(crate) fn all_reduce(
@@ -52,6 +53,9 @@ impl Network {
             return unsafe {
                 self.collect(members, call, dtype, mine, |_| 0..count, data.pointer(), count, op, divisor)
             };
+        }
+        if data.dtype().is_half() && algorithm != Algorithm::Tree {
+            return self.reduce_halves(members, call, data, op, divisor);
         }
         let steps = |range: Range<usize>| match algorithm {
             Algorithm::Ring => ring_all_reduce(members.me, world, range),
@@ -279,8 +283,37 @@ impl Network {
         // SAFETY: all have `count` elements, aligned; slots are disjoint from input and output. Where the
         // output is of the input, it is the own range, so this source exactly.
         unsafe { fold(dtype, op, divisor, &sources, &[output], count) };
-        if workspace.len() * 8 <= 2 * COLLECTED {
+        if workspace.len() * 8 <= 2 * HALVES {
             self.workspace = workspace;
+        }
+        Ok(())
+    }
+
+    /// An all-reduce of 16-bit floats that travel as such: every part goes straight from all to the member that
+    /// completes it, and from there to all. Bytes as around a ring, in 16 bits; partial sums that are passed on would
+    /// have to be f32, or be rounded each time.
+    fn reduce_halves(
+        &mut self,
+        members: &Members,
+        call: &Call,
+        mut data: DataMut<'_>,
+        op: ReduceOp,
+        divisor: Option<usize>,
+    ) -> Result<(), Error> {
+        let (world, me) = (members.ranks.len(), members.me);
+        let (count, dtype) = (data.count(), data.dtype());
+        let block = HALVES / dtype.size();
+        for start in (0..count.max(1)).step_by(block) {
+            let mut block = data.range(start, block.min(count - start));
+            let at = |member: usize| part(block.count(), world, member);
+            let (input, output) = (block.pointer(), block.part(&at(me)));
+            // SAFETY: the parts lie within the block, and the output is the own one.
+            unsafe { self.collect(members, call, dtype, input, at, output, at(me).len(), op, divisor)? };
+            let schedule = match world <= FEW {
+                true => pairwise(me, world, |_| at(me), |from| (at(from), Action::Replace)),
+                false => ring_all_gather(me, world, block.count()),
+            };
+            self.pass(call, &members.ranks, &schedule, &in_place(&block.reborrow()))?;
         }
         Ok(())
     }
@@ -327,7 +360,6 @@ fn in_place(data: &DataMut<'_>) -> Buffers {
 }
 
 /// A passage that only sends.
-#[allow(dead_code)]
 fn reading(data: &Data<'_>) -> Buffers {
     Buffers {
         dtype: data.dtype(),

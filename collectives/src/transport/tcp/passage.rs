@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use nix::poll::PollFlags;
@@ -18,6 +18,7 @@ use crate::element::DType;
 use crate::error::Error;
 use crate::reduce::ReduceOp;
 use crate::schedule::{Action, Schedule};
+use crate::transport::stream::Stream;
 
 /// Bytes that go over one connection before the next has its turn, where there are several.
 const STRIPE: usize = 256 << 10;
@@ -124,7 +125,7 @@ pub(super) unsafe fn run(
     loop {
         let sent = passage.send()?;
         let received = passage.receive()?;
-        if passage.is_complete() {
+        if passage.is_complete() && passage.flush()? {
             return Ok(());
         }
         if sent || received {
@@ -197,6 +198,20 @@ impl Passage<'_> {
         self.next_send == self.schedule.sends.len()
             && self.next_receive == self.schedule.receives.len()
             && self.ends.iter().all(|end| end.own_sent == HEADER && end.theirs_received == HEADER)
+    }
+
+    /// Whether all that was written is on its way: an encrypted connection may hold some of it back.
+    fn flush(&mut self) -> Result<bool, Error> {
+        let mut flushed = true;
+        for index in 0..self.ends.len() {
+            let End { rank, lanes_out, .. } = self.ends[index];
+            let lanes = &self.links.channel(rank).lanes[..lanes_out];
+            match lanes.iter().map(Stream::try_flush).collect::<std::io::Result<Vec<bool>>>() {
+                Ok(lanes) => flushed &= lanes.into_iter().all(|lane| lane),
+                Err(_) => return Err(self.broken(index)),
+            }
+        }
+        Ok(flushed)
     }
 
     fn end(&self, member: usize) -> usize {
@@ -430,9 +445,15 @@ impl Passage<'_> {
         }
         let ungreeted = self.ends.iter().filter(|end| !end.sends && end.own_sent < HEADER);
         waits.extend(ungreeted.map(|end| (end.rank, 0, PollFlags::POLLOUT)));
+        // Whoever still has something of its data to come must be able to count on this rank to send it.
+        for end in &self.ends {
+            let lanes = self.links.lanes(end.rank).iter().take(end.lanes_out).enumerate();
+            let held = lanes.filter(|(_, stream)| !matches!(stream.try_flush(), Ok(true)));
+            waits.extend(held.map(|(lane, _)| (end.rank, lane, PollFlags::POLLOUT)));
+        }
         let Some((rank, ..)) = waits.first().copied() else { return Ok(()) };
         let fds: Vec<(BorrowedFd<'_>, PollFlags)> =
-            waits.iter().map(|(rank, lane, flags)| (self.links.fd(*rank, *lane), *flags)).collect();
+            waits.iter().map(|(rank, lane, flags)| (self.links.lanes(*rank)[*lane].as_fd(), *flags)).collect();
         self.links.wait(&fds, rank, since, self.call)
     }
 }
