@@ -32,6 +32,7 @@ mod pending;
 mod reduce;
 mod schedule;
 mod segment;
+mod sync;
 mod transport;
 
 pub use breaker::AbortHandle;

@@ -1,7 +1,6 @@
 //! Lets operations run in the order in which they took their tickets.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Condvar, Mutex};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, fence};
 
 #[derive(Default)]
 pub(crate) struct Order {
@@ -61,7 +60,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(not(loom), test))]
 mod tests {
     use super::*;
 
@@ -82,5 +81,65 @@ mod tests {
             }
         });
         assert_eq!(log.into_inner().expect("log"), tickets);
+    }
+}
+
+/// All orders in which threads can take their turns.
+#[cfg(all(loom, test))]
+mod model {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    struct Log {
+        order: Order,
+        /// What only the operation whose turn it is touches.
+        last: UnsafeCell<u64>,
+    }
+
+    // SAFETY: loom's cell finds out for itself who touches it without an order.
+    #[allow(unsafe_code)]
+    unsafe impl Sync for Log {}
+
+    impl Log {
+        #[allow(unsafe_code)]
+        fn enter(&self, ticket: u64) {
+            let _turn = self.order.wait(ticket);
+            // SAFETY: loom finds out whether anybody else touches it.
+            self.last.with_mut(|last| unsafe {
+                assert_eq!(*last, ticket, "turns come in the order of tickets");
+                *last = ticket + 1;
+            });
+        }
+    }
+
+    fn threads(count: u64, preemptions: usize) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(move || {
+            let log = Arc::new(Log { order: Order::default(), last: UnsafeCell::new(0) });
+            let tickets: Vec<u64> = (0..count).map(|_| log.order.ticket()).collect();
+            let others: Vec<_> = tickets[..tickets.len() - 1]
+                .iter()
+                .map(|ticket| {
+                    let (log, ticket) = (Arc::clone(&log), *ticket);
+                    thread::spawn(move || log.enter(ticket))
+                })
+                .collect();
+            log.enter(count - 1);
+            others.into_iter().for_each(|other| other.join().expect("a thread ends"));
+        });
+    }
+
+    #[test]
+    fn loom_two_tickets_take_turns() {
+        threads(2, 4);
+    }
+
+    #[test]
+    fn loom_three_tickets_take_turns() {
+        threads(3, 2);
     }
 }

@@ -108,7 +108,7 @@ impl Group {
     }
 
     fn has_room(&self) -> bool {
-        self.sent - self.region.outbox(self.me).taken() < 2
+        self.region.outbox(self.me).has_room(self.sent)
     }
 
     fn all_taken(&self) -> bool {
@@ -126,7 +126,7 @@ impl Group {
         sent.done += 1;
         self.sent = first + sent.done;
         self.region.outbox(self.me).post(outgoing.to, self.sent);
-        self.region.ring_for_sleepers();
+        self.region.head().ring_for_sleepers();
         true
     }
 
@@ -154,7 +154,7 @@ impl Group {
         unsafe { copy(source.cast_const(), incoming.data.pointer().add(start), length) };
         received.done += 1;
         outbox.take(number);
-        self.region.ring_for_sleepers();
+        self.region.head().ring_for_sleepers();
         Ok(true)
     }
 }

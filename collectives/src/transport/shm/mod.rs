@@ -25,11 +25,12 @@
 mod direct;
 mod message;
 mod moved;
+mod protocol;
 mod region;
 mod small;
 mod staged;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,8 +41,8 @@ use crate::error::{Error, LossCause};
 use crate::schedule::part;
 
 pub(crate) use message::{Incoming, Outgoing};
+use protocol::WORDS;
 pub(crate) use region::Region;
-use region::WORDS;
 pub(crate) use staged::Buffers;
 
 /// What all ranks of the group found when they compared their calls.
@@ -173,7 +174,7 @@ impl Group {
                 std::hint::spin_loop();
             }
         }
-        self.region.complete(meeting);
+        self.region.head().complete(meeting);
         if meeting == 1 {
             self.settle();
         }
@@ -204,7 +205,7 @@ impl Group {
         }
         let behind = |place: usize| place != self.me && !self.region.post(place, meeting).has_come(meeting);
         self.sleep_until(call, &|| self.all_have_come(meeting), &behind)?;
-        self.region.complete(meeting);
+        self.region.head().complete(meeting);
         if meeting == 1 {
             self.settle();
         }
@@ -217,17 +218,16 @@ impl Group {
         // Members wait for a leader that may itself wait for other hosts.
         let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
         let mut silent = self.spans;
-        loop {
-            let bed = self.region.lie_down();
+        let mut look = || {
             if done() {
-                return Ok(());
+                return Ok(None);
             }
             let has_left = |place: &usize| self.region.has_left(*place);
             // Left is read before the post: a rank that has come and then left is not missed. And it is read before
             // the abort: a rank that has aborted and then left is named for the abort.
             let gone = self.others().filter(has_left).find(|place| behind(*place) && !done());
             self.breaker.check()?;
-            if let Some(error) = self.region.abort() {
+            if let Some(error) = self.region.head().abort() {
                 return Err(self.breaker.trip(error));
             }
             if let Some(place) = gone {
@@ -235,15 +235,21 @@ impl Group {
             }
             let waited = start.elapsed();
             if waited >= limit {
-                let Some(place) = self.others().find(|place| behind(*place)) else { continue };
+                // Whoever was behind has come since.
+                let Some(place) = self.others().find(|place| behind(*place)) else { return Ok(Some(Duration::ZERO)) };
                 return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
             }
             if silent && waited >= limit / 2 {
                 silent = false;
                 self.breaker.say_waiting();
             }
-            bed.sleep((limit - waited).min(limit / 4).min(Duration::from_millis(100)));
-        }
+            Ok(Some((limit - waited).min(limit / 4).min(Duration::from_millis(100))))
+        };
+        self.region.head().sleep_until(|| match look() {
+            Ok(None) => ControlFlow::Break(Ok(())),
+            Ok(Some(limit)) => ControlFlow::Continue(limit),
+            Err(error) => ControlFlow::Break(Err(error)),
+        })
     }
 
     #[cold]
