@@ -160,3 +160,66 @@ impl Watched<'_> {
         breaker.trip(Error::PeerLost { rank: self.link.rank, cause });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::breaker::AbortHandle;
+
+    fn link() -> ControlLink {
+        let (own, _other) = UnixStream::pair().expect("a socket pair");
+        ControlLink { rank: 3, stream: Stream::from_unix(own).expect("stream"), process: None }
+    }
+
+    /// Feeds bytes as they could come in, and gives what was ended by them and what is kept of them.
+    fn feed(pieces: &[Vec<u8>]) -> (Option<Error>, bool, usize) {
+        let (link, handle) = (link(), AbortHandle::new());
+        let mut watched = Watched { link: &link, received: Vec::new(), gone: false };
+        for piece in pieces {
+            if watched.gone {
+                break;
+            }
+            watched.received.extend_from_slice(piece);
+            watched.take_frames(&handle.0);
+        }
+        (handle.0.error(), watched.gone, watched.received.len())
+    }
+
+    fn frame() -> impl Strategy<Value = Vec<u8>> {
+        let abort = any::<u32>().prop_map(|rank| {
+            let error = Error::PeerLeft { rank: rank as usize }.encode();
+            [&[ABORT, error.len() as u8], &error[..]].concat()
+        });
+        let bytes = proptest::collection::vec(any::<u8>(), 0..600);
+        prop_oneof![Just(vec![WAITING, 0]), Just(vec![GOODBYE, 0]), abort, bytes]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_the_communicator_or_are_part_of_a_frame(
+            pieces in proptest::collection::vec(frame(), 0..8),
+            cut in 1usize..64,
+        ) {
+            let all = pieces.concat();
+            let (error, gone, kept) = feed(&pieces);
+            if !gone {
+                prop_assert!(kept < 2 + 255 + 1, "{kept} bytes are kept");
+            }
+            // However they are cut, they mean the same.
+            let (again, gone_again, _) = feed(&all.chunks(cut).map(<[u8]>::to_vec).collect::<Vec<_>>());
+            prop_assert_eq!((error, gone), (again, gone_again));
+        }
+
+        #[test]
+        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 4u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let frame = [&[kind, payload.len() as u8], &payload[..]].concat();
+            let invalid = Some(Error::PeerLost { rank: 3, cause: LossCause::InvalidMessage });
+            let (error, gone, _) = feed(&[frame]);
+            prop_assert_eq!((error, gone), (invalid, true));
+        }
+    }
+}

@@ -212,6 +212,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::breaker::AbortHandle;
 
@@ -273,5 +275,31 @@ mod tests {
         let first = tag(&secret, &[b"dial", &HELLO_1.encode(&[1; NONCE]), &[2; NONCE]]);
         assert!(!proves(&secret, &[b"dial", &HELLO_1.encode(&[1; NONCE]), &[3; NONCE]], &first));
         assert!(!proves(&secret, &[b"accept", &HELLO_1.encode(&[1; NONCE]), &[2; NONCE]], &first));
+    }
+
+    /// A stream whose other end has said `bytes` and no more.
+    fn said(bytes: &[u8]) -> (Stream, UnixStream) {
+        let (own, mut other) = UnixStream::pair().expect("a socket pair");
+        std::io::Write::write_all(&mut other, bytes).expect("room");
+        other.shutdown(std::net::Shutdown::Write).expect("an end");
+        (Stream::from_unix(own).expect("stream"), other)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_bytes_are_a_strangers(bytes in proptest::collection::vec(any::<u8>(), 0..256), hello in any::<bool>()) {
+            let (secret, handle) = (Secret::new("secret"), AbortHandle::new());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            // At times behind a hello that is well formed.
+            let bytes = if hello { [&HELLO_1.encode(&[1; NONCE])[..], &bytes].concat() } else { bytes };
+            let accepted = accept(&said(&bytes).0, 7, 4, 1, &secret, deadline, &handle.0);
+            let (told, refusal) = accepted.expect_err("nobody has proved anything");
+            prop_assert_eq!(told, None, "nothing is believed");
+            prop_assert!(matches!(refusal, Refusal::Stranger | Refusal::Interrupted(Interruption::Failed(_))));
+            let dialed = dial(&said(&bytes).0, &HELLO_1, &secret, deadline, &handle.0);
+            prop_assert!(matches!(dialed, Err(Refusal::Stranger | Refusal::Interrupted(Interruption::Failed(_)))));
+        }
     }
 }

@@ -88,8 +88,8 @@ pub(super) struct Outbox {
 
 const CALL_WORDS: usize = crate::call::CALL_BYTES / 8;
 
-/// Bits of a chunk's number; above them stands a place.
-const NUMBER: u32 = 40;
+/// Bits of a chunk's number; above them stands a place. Years of messages, and more ranks than a host has.
+const NUMBER: u32 = 48;
 
 impl Outbox {
     /// Says what comes next. All that was posted has been taken.

@@ -158,6 +158,8 @@ impl Region {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::error::Error;
 
@@ -186,5 +188,50 @@ mod tests {
         assert_eq!(region.processors(), 3);
         region.slot(0).parallelism.store(1, Ordering::Relaxed);
         assert_eq!(region.processors(), 1, "a quota holds for all");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// What another process writes to the memory that is not data may end the communicator, and nothing else.
+        #[test]
+        fn any_bytes_are_read_without_a_panic(seed in any::<u64>(), state in 0u8..4) {
+            let region = region(3);
+            let end = size_of::<Head>() + 3 * size_of::<Slot>();
+            let mut word = seed | 1;
+            for offset in (0..end).step_by(8) {
+                word ^= word << 13;
+                word ^= word >> 7;
+                word ^= word << 17;
+                // SAFETY: the head and the slots lie at the mapping's start, which is aligned for words.
+                unsafe { region.map.as_mut_ptr().add(offset).cast::<u64>().write(word) };
+            }
+            // At times an abort that says it is readable: its record follows the line that sleepers use.
+            let record = size_of::<Line<u8>>();
+            // SAFETY: as above.
+            unsafe { region.map.as_mut_ptr().add(record).cast::<[u8; 4]>().write([state, 0, 0, 0]) };
+            let _ = region.head().abort();
+            region.post_abort(&Error::PeerLeft { rank: 1 }.encode());
+            region.leave(1);
+            let _ = (region.has_left(0), region.processors());
+            region.head().ring_for_sleepers();
+            region.head().complete(seed);
+            for place in 0..3 {
+                for meeting in [seed, seed.wrapping_add(1)] {
+                    let post = region.post(place, meeting);
+                    let [first, second, third, ..] = post.words();
+                    let call = crate::call::Call::from_words([first, second, third]);
+                    let _ = (post.has_come(meeting), call.map(|call| call.to_string()));
+                }
+                let outbox = region.outbox(place);
+                let _ = (outbox.words(), outbox.has_room(seed), outbox.taken());
+                for to in 0..3 {
+                    if let Some(number) = outbox.next_for(to) {
+                        region.outbox_buffer(place, number, OUTBOX);
+                        outbox.take(number);
+                    }
+                }
+            }
+        }
     }
 }
