@@ -273,3 +273,38 @@ fn senseless_configurations_are_refused() {
         assert!(matches!(Communicator::connect(config), Err(Error::Config(_))));
     }
 }
+
+/// A rank that waits for the absent one is not taken for it, also by who has waited longer.
+#[test]
+fn who_waits_as_well_is_not_blamed() {
+    type Wait = fn(&Communicator) -> Result<(), Error>;
+    let waits: [(Wait, Wait); 2] = [
+        // Of the two ranks that have not come to the meeting, one is held up.
+        (|c| c.barrier(), |c| c.receive(&mut [0f32; 4], 1)),
+        // A chain.
+        (|c| c.receive(&mut [0f32; 4], 0), |c| c.receive(&mut [0f32; 4], 1)),
+    ];
+    for (first, second) in waits {
+        let mut configs = configs(&["a", "a", "a"], 1, &secret());
+        configs.iter_mut().for_each(|config| config.timeout = Duration::from_millis(400));
+        let all_have_failed = Barrier::new(3);
+        let errors = run_with(configs, |communicator| {
+            communicator.barrier().unwrap();
+            let error = match communicator.rank() {
+                0 => {
+                    // The other waits first, and for longer.
+                    std::thread::sleep(Duration::from_millis(60));
+                    second(communicator).err()
+                }
+                1 => None,
+                _ => first(communicator).err(),
+            };
+            all_have_failed.wait();
+            error
+        });
+        for error in errors.iter().flatten() {
+            assert!(matches!(error, Error::Timeout { rank: 1, .. }), "{errors:?}");
+        }
+        assert_eq!(errors.iter().flatten().count(), 2);
+    }
+}

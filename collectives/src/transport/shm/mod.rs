@@ -88,6 +88,10 @@ enum Patience {
 const LOOKS: u32 = 1000;
 const GIVE_WAYS: u32 = 40;
 
+/// Where many others want the processor, giving way takes long: for no longer than that, since nobody looks meanwhile
+/// whether the communicator has ended.
+const GIVE_WAY_FOR: Duration = Duration::from_millis(1);
+
 impl Group {
     pub(crate) fn new(
         region: Arc<Region>,
@@ -195,16 +199,17 @@ impl Group {
 
     #[cold]
     fn wait_long(&mut self, meeting: u64, call: &Call) -> Result<(), Error> {
+        let start = Instant::now();
         if self.patience == Patience::GiveWay {
             for _ in 0..GIVE_WAYS {
-                if self.all_have_come(meeting) {
+                if self.all_have_come(meeting) || start.elapsed() > GIVE_WAY_FOR {
                     break;
                 }
                 std::thread::yield_now();
             }
         }
         let behind = |place: usize| place != self.me && !self.region.post(place, meeting).has_come(meeting);
-        self.sleep_until(call, &|| self.all_have_come(meeting), &behind)?;
+        self.sleep_until(call, start, &|| self.all_have_come(meeting), &behind)?;
         self.region.head().complete(meeting);
         if meeting == 1 {
             self.settle();
@@ -212,16 +217,29 @@ impl Group {
         Ok(())
     }
 
-    /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about.
-    fn sleep_until(&self, call: &Call, done: &dyn Fn() -> bool, behind: &dyn Fn(usize) -> bool) -> Result<(), Error> {
-        let start = Instant::now();
+    /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about; they have been
+    /// waited for since `start`.
+    ///
+    /// After too long one of them is named, but none that waits as well if there is another: that one knows better
+    /// whom to blame. Ranks that wait show it by their pulse.
+    fn sleep_until(
+        &self,
+        call: &Call,
+        start: Instant,
+        done: &dyn Fn() -> bool,
+        behind: &dyn Fn(usize) -> bool,
+    ) -> Result<(), Error> {
         // Members wait for a leader that may itself wait for other hosts.
         let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
         let mut silent = self.spans;
+        // When somebody is named; and the pulses, with the time when they were felt.
+        let (mut end, mut felt) = (limit, None);
+        let feel = || (0..self.ranks.len()).map(|place| self.region.pulse(place)).collect::<Vec<u64>>();
         let mut look = || {
             if done() {
                 return Ok(None);
             }
+            self.region.beat(self.me);
             let has_left = |place: &usize| self.region.has_left(*place);
             // Left is read before the post: a rank that has come and then left is not missed. And it is read before
             // the abort: a rank that has aborted and then left is named for the abort.
@@ -234,16 +252,36 @@ impl Group {
                 return Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] }));
             }
             let waited = start.elapsed();
-            if waited >= limit {
-                // Whoever was behind has come since.
-                let Some(place) = self.others().find(|place| behind(*place)) else { return Ok(Some(Duration::ZERO)) };
-                return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
-            }
-            if silent && waited >= limit / 2 {
+            let half = limit / 2;
+            if silent && waited >= half {
                 silent = false;
                 self.breaker.say_waiting();
             }
-            Ok(Some((limit - waited).min(limit / 4).min(Duration::from_millis(100))))
+            if felt.is_none() && waited >= half {
+                felt = Some((waited, feel()));
+            }
+            if waited >= end {
+                let all = || self.others().filter(|place| behind(*place));
+                // Whoever was behind has come since.
+                let Some(first) = all().next() else { return Ok(Some(Duration::ZERO)) };
+                // Nobody is called silent who has had no time: this rank itself may have woken up late.
+                let silent = felt.as_ref().and_then(|(since, pulses)| {
+                    let long = waited.saturating_sub(*since) >= limit * 2 / 5 || end > limit;
+                    all().find(|place| long && self.region.pulse(*place) == pulses[*place])
+                });
+                match silent {
+                    None if end == limit => {
+                        end = waited + GRACE;
+                        felt = Some((waited, feel()));
+                    }
+                    place => {
+                        let rank = self.ranks[place.unwrap_or(first)];
+                        return Err(self.breaker.trip(Error::timeout(rank, call, waited)));
+                    }
+                }
+            }
+            let next = if waited < half { half } else { end };
+            Ok(Some((next - waited).min(limit / 4).min(Duration::from_millis(100))))
         };
         self.region.head().sleep_until(|| match look() {
             Ok(None) => ControlFlow::Break(Ok(())),

@@ -27,6 +27,8 @@ struct Slot {
     processors: [AtomicU64; PROCESSORS / 64],
     /// How many of them it may use at a time.
     parallelism: AtomicU32,
+    /// Counts up as long as the rank waits for others.
+    pulse: AtomicU64,
 }
 
 /// The mapped memory of one group.
@@ -123,6 +125,15 @@ impl Region {
 
     pub(super) fn has_left(&self, place: usize) -> bool {
         self.slot(place).left.0.load(Ordering::Acquire) != 0
+    }
+
+    /// The rank at `place` still waits.
+    pub(super) fn beat(&self, place: usize) {
+        self.slot(place).pulse.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn pulse(&self, place: usize) -> u64 {
+        self.slot(place).pulse.load(Ordering::Relaxed)
     }
 
     /// Says where the rank at `place`, this one, may run; before its first meeting.
