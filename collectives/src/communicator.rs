@@ -1,5 +1,6 @@
 //! The ranks of one epoch, and what they do together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
@@ -442,10 +443,17 @@ impl Communicator {
         // The ticket is taken under the lock: the thread gets its jobs in the order of their tickets.
         let ticket = inner.order.ticket();
         let job = move || {
-            let (buffer, result) = operation(&inner, ticket);
+            // A panic, as of a buffer that the caller has made, must not leave the operations behind it without a turn.
+            let outcome = catch_unwind(AssertUnwindSafe(|| operation(&inner, ticket)));
+            if outcome.is_err() {
+                inner.breaker.trip(Error::System { rank: inner.rank, cause: "an operation panicked".to_owned() });
+                inner.order.pass(ticket);
+            }
             // Before the waiter wakes: it may be the one that drops the communicator.
             drop(inner);
-            completion.complete(buffer, result);
+            if let Ok((buffer, result)) = outcome {
+                completion.complete(buffer, result);
+            }
         };
         if let Some(background) = background.as_ref() {
             background.run(Box::new(job));

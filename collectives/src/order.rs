@@ -27,6 +27,14 @@ impl Order {
         Turn { order: self, ticket }
     }
 
+    /// Lets the turn of `ticket` go by, if it has not been taken.
+    #[cold]
+    pub(crate) fn pass(&self, ticket: u64) {
+        if self.turn.load(Ordering::Acquire) <= ticket {
+            drop(self.wait(ticket));
+        }
+    }
+
     #[cold]
     fn sleep(&self, ticket: u64) {
         let mut sleepers = self.sleepers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -9,7 +9,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::{configs, connect_with, run, run_with, secret, shapes};
-use muster_collectives::{Communicator, Error, ReduceOp, Secret};
+use muster_collectives::{Communicator, DataMut, Error, OwnedBuffer, ReduceOp, Secret};
 
 /// Operations that do nothing else than wait for the others.
 fn until_error(communicator: &Communicator) -> Error {
@@ -306,5 +306,31 @@ fn who_waits_as_well_is_not_blamed() {
             assert!(matches!(error, Error::Timeout { rank: 1, .. }), "{errors:?}");
         }
         assert_eq!(errors.iter().flatten().count(), 2);
+    }
+}
+
+/// A buffer of the caller's that fails when the operation asks for it.
+struct Faulty;
+
+impl OwnedBuffer for Faulty {
+    fn data(&mut self) -> DataMut<'_> {
+        panic!("no buffer after all")
+    }
+}
+
+#[test]
+fn a_panic_in_a_started_operation_holds_nobody_up() {
+    let errors = run(&["a", "a"], |communicator| {
+        communicator.barrier().unwrap();
+        if communicator.rank() == 1 {
+            let faulty = communicator.start_all_reduce(Faulty, ReduceOp::Sum).unwrap();
+            let behind = communicator.start_barrier().unwrap();
+            assert!(matches!(behind.wait().1, Err(Error::System { rank: 1, .. })));
+            assert!(faulty.test());
+        }
+        until_error(communicator)
+    });
+    for error in errors {
+        assert_eq!(error, Error::System { rank: 1, cause: "an operation panicked".into() });
     }
 }
