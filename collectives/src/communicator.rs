@@ -424,7 +424,16 @@ impl Communicator {
             .collect();
         members.sort_unstable();
         let config = inner.origin.part(rank, inner.epoch, sequence, color, &members, listener);
-        Communicator::connect(config).map(Some)
+        let part = config.abort.clone();
+        // Who ends meanwhile would be waited for as if it might still come.
+        inner.breaker.bind(&part.0);
+        let connected = Communicator::connect(config);
+        inner.breaker.release(&part.0);
+        connected.map(Some).map_err(|error| {
+            let named = error.renamed(|rank| members.get(rank).map_or(rank, |(_, rank, _)| *rank));
+            // Another may know already who has gone, and have closed its connections for that.
+            inner.breaker.explanation().unwrap_or(named)
+        })
     }
 
     fn start<R: Send + 'static>(

@@ -17,13 +17,13 @@ use nix::time::{ClockId, clock_gettime};
 const ROUNDS: u64 = 200;
 
 /// Of so many rounds one stops a rank; the others kill one.
-const STOPS: u64 = 4;
+const STOPS: u64 = 6;
 
 /// What operations wait for where a rank is killed: a time that must never pass.
 const LONG: Duration = Duration::from_secs(50);
 
 /// What they wait for where one is stopped.
-const SILENCE: Duration = Duration::from_millis(400);
+const SILENCE: Duration = Duration::from_millis(600);
 
 /// What a loaded machine may add to any of it.
 const SLACK: Duration = Duration::from_secs(2);
@@ -60,11 +60,12 @@ fn rank_process() {
         let operations = words.next().unwrap().parse().unwrap();
         let config = seat.config(words.next().unwrap());
         let one_host = config.peers.iter().all(|peer| peer.host == config.peers[0].host);
+        let kinds = Kinds { one_host, split: config.timeout == LONG };
         // The listener's clone in the configuration counts, and is gone after all.
         let before = descriptors() - 1;
         let result = Communicator::connect(config).map_err(|error| (now(), error)).and_then(|communicator| {
             println!("READY");
-            operate(&communicator, one_host, &mut random, operations).map_err(|error| (now(), error))
+            operate(&communicator, kinds, &mut random, operations).map_err(|error| (now(), error))
         });
         match result {
             Ok(()) => println!("WORKED"),
@@ -94,11 +95,18 @@ fn resident() -> usize {
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+#[derive(Clone, Copy)]
+struct Kinds {
+    one_host: bool,
+    /// Not where ranks are stopped: new parts have a deadline of their own.
+    split: bool,
+}
+
 /// Random operations, the same on all ranks, with results that are looked at.
-fn operate(communicator: &Communicator, one_host: bool, random: &mut Random, operations: usize) -> Result<(), Error> {
+fn operate(communicator: &Communicator, kinds: Kinds, random: &mut Random, operations: usize) -> Result<(), Error> {
     let mut shared = communicator.allocate::<f32>(1 + random.below(60_000))?;
     for _ in 0..operations {
-        operation(communicator, one_host, random, &mut shared)?;
+        operation(communicator, kinds, random, &mut shared)?;
     }
     Ok(())
 }
@@ -113,7 +121,7 @@ fn values(rank: usize, indices: std::ops::Range<usize>) -> Vec<f32> {
 
 fn operation(
     communicator: &Communicator,
-    one_host: bool,
+    kinds: Kinds,
     random: &mut Random,
     shared: &mut SharedBuffer<f32>,
 ) -> Result<(), Error> {
@@ -125,46 +133,56 @@ fn operation(
     let whole = || (0..world).flat_map(|from| values(from, 0..count)).collect::<Vec<f32>>();
     let own = values(rank, 0..count);
     // Exchanges and messages go within one host only, until they go between hosts as well: then this condition goes.
-    let kinds = if one_host { 14 } else { 10 };
-    match random.below(kinds) {
-        0 => communicator.barrier()?,
-        1 => {
+    match random.below(if kinds.one_host { 15 } else { 11 }) {
+        0 if kinds.split => {
+            let part = communicator.split(Some((rank % 2) as u32), 0)?.unwrap();
+            // It has an end of its own, which names ranks by their numbers in it; who is lost there is lost here.
+            let deadline = now() + SLACK;
+            let failed = part.barrier().is_err();
+            while failed {
+                communicator.failure().map_or(Ok(()), Err)?;
+                assert!(now() < deadline, "a part has ended, and the whole has not");
+                std::thread::yield_now();
+            }
+        }
+        0 | 1 => communicator.barrier()?,
+        2 => {
             let mut data = own;
             communicator.all_reduce(&mut data, ReduceOp::Sum)?;
             assert!(summed(&data));
         }
-        2 => {
+        3 => {
             shared.iter_mut().enumerate().for_each(|(index, item)| *item = value(rank, index));
             communicator.all_reduce(&mut *shared, ReduceOp::Sum)?;
             assert!(summed(shared));
         }
-        3 => *shared = communicator.allocate(1 + count)?,
-        4 => {
+        4 => *shared = communicator.allocate(1 + count)?,
+        5 => {
             let mut data = own;
             communicator.reduce(&mut data, ReduceOp::Sum, root)?;
             assert!(rank != root || summed(&data));
         }
-        5 => {
+        6 => {
             let mut data = own;
             communicator.broadcast(&mut data, root)?;
             assert_eq!(data, values(root, 0..count));
         }
-        6 => {
+        7 => {
             shared.fill(rank as f32);
             communicator.broadcast(&mut *shared, root)?;
             assert!(shared.iter().all(|item| *item == root as f32));
         }
-        7 => {
+        8 => {
             let mut all = vec![0f32; count * world];
             communicator.all_gather(&own, &mut all)?;
             assert_eq!(all, whole());
         }
-        8 => {
+        9 => {
             let mut part = vec![0f32; count];
             communicator.reduce_scatter(&values(rank, 0..count * world), &mut part, ReduceOp::Sum)?;
             assert!(part.iter().enumerate().all(|(index, item)| *item == sum(rank * count + index)));
         }
-        9 => {
+        10 => {
             let started = communicator.start_all_reduce(own, ReduceOp::Sum)?;
             let beside = communicator.start_barrier()?;
             let (data, result) = started.wait();
@@ -172,17 +190,17 @@ fn operation(
             result.and(other)?;
             assert!(summed(&data));
         }
-        10 => {
+        11 => {
             let mut all = vec![0f32; count * world];
             communicator.gather(&own, (rank == root).then_some(&mut all), root)?;
             assert!(rank != root || all == whole());
         }
-        11 => {
+        12 => {
             let mut part = vec![0f32; count];
             communicator.scatter((rank == root).then(whole).as_ref(), &mut part, root)?;
             assert_eq!(part, own);
         }
-        12 => {
+        13 => {
             let mut all = values(rank, 0..count * world);
             communicator.all_to_all_in_place(&mut all)?;
             let part = |from: usize| values(from, rank * count..(rank + 1) * count);
