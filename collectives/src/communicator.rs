@@ -19,7 +19,7 @@ use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::segment::{Segment, SharedBuffer};
 use crate::transport::connect::Identity;
-use crate::transport::shm::{Group, Region};
+use crate::transport::shm::{Group, Life, Region};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::{memory, tcp, unix};
 
@@ -34,6 +34,7 @@ use crate::transport::{memory, tcp, unix};
 pub struct Communicator {
     // First to go: it says good-bye before the connections for data close.
     _monitor: Option<Monitor>,
+    _life: Option<Life>,
     inner: Arc<Inner>,
     background: Mutex<Option<Background>>,
 }
@@ -756,6 +757,13 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
     };
     breaker.attach(links, region.clone())?;
     let members = members.clone();
+    let life = match &region {
+        None => None,
+        Some(region) => {
+            let life = Life::start(Arc::clone(region), place, members.clone(), Arc::clone(breaker));
+            Some(life.map_err(|error| identity.system("thread", error))?)
+        }
+    };
     let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
     let breaker = Arc::clone(breaker);
     let engine = Engine {
@@ -782,7 +790,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         allocated: AtomicUsize::new(0),
         origin,
     };
-    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor })
+    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })
 }
 
 /// What a rank holds of its host's group.

@@ -9,12 +9,21 @@ use common::process::{Process, Seat, random_secret, shared_memory_files, world};
 use muster_collectives::{Communicator, Error, ReduceOp};
 use nix::sys::signal::Signal;
 
+/// Makes a rank take much memory.
+const LARGE: &str = "LARGE";
+
 /// One rank: learns who the others are, and reduces until that fails.
 #[test]
 fn rank_process() {
     let Some(seat) = Seat::taken() else { return };
+    let mut ballast = Vec::new();
     for line in std::io::stdin().lines() {
-        let error = match Communicator::connect(seat.config(&line.unwrap())) {
+        let line = line.unwrap();
+        if line == LARGE {
+            ballast.resize(600 << 20, 1u8);
+            continue;
+        }
+        let error = match Communicator::connect(seat.config(&line)) {
             Ok(communicator) => reduce(&communicator),
             Err(error) => error,
         };
@@ -88,6 +97,37 @@ fn a_killed_rank_is_named_by_all_others_and_the_rest_go_on() {
     delays.sort();
     println!("death to the last error: median {:?}, longest {:?}", delays[delays.len() / 2], delays[delays.len() - 1]);
     assert!(delays[delays.len() / 2] < Duration::from_secs(1));
+}
+
+/// Giving back so much memory takes the kernel longer than the others may take to learn of the death.
+#[test]
+fn the_death_of_a_large_process_is_told_before_its_memory_is_given_back() {
+    let mut delays = Vec::new();
+    let mut before_the_end = 0;
+    for victim in [0, 1, 2, 0, 1, 2] {
+        let secret = random_secret();
+        let mut ranks: Vec<Process> = (0..3).map(|_| Process::start("rank_process", &secret)).collect();
+        ranks[victim].tell(LARGE);
+        connect(&mut ranks, &["a", "a", "a"], 1, Duration::from_secs(60));
+        let killed = Instant::now();
+        ranks[victim].signal(Signal::SIGKILL);
+        for (rank, process) in ranks.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+            let error = process.expect("FAILED");
+            assert!(error.starts_with(&format!("PeerLost {{ rank: {victim},")), "rank {rank}: {error}");
+        }
+        delays.push(killed.elapsed());
+        before_the_end += u32::from(!ranks[victim].has_ended());
+    }
+    delays.sort();
+    println!("death of a large process to the last error: {delays:?}, {before_the_end} before its end");
+    assert!(before_the_end > 0 || !sleeps_on_several_words(), "{delays:?}");
+}
+
+/// Whether the kernel can: Linux 5.16 and later.
+fn sleeps_on_several_words() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(16))
 }
 
 #[test]

@@ -27,6 +27,8 @@ struct Slot {
     processors: [AtomicU64; PROCESSORS / 64],
     /// How many of them it may use at a time.
     parallelism: AtomicU32,
+    /// The lock that the rank holds as long as it lives; see `Life`.
+    life: std::sync::atomic::AtomicU32,
     /// Counts up as long as the rank waits for others.
     pulse: AtomicU64,
 }
@@ -125,6 +127,10 @@ impl Region {
 
     pub(super) fn has_left(&self, place: usize) -> bool {
         self.slot(place).left.0.load(Ordering::Acquire) != 0
+    }
+
+    pub(super) fn life(&self, place: usize) -> &std::sync::atomic::AtomicU32 {
+        &self.slot(place).life
     }
 
     /// The rank at `place` still waits.
