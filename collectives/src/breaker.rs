@@ -84,6 +84,8 @@ impl Breaker {
             return Err(Error::Config("the abort handle belongs to another communicator".to_owned()));
         }
         state.rank = rank;
+        // Who aborted before did not know its rank yet.
+        state.error = state.error.take().map(|error| error.renamed(|_| rank));
         drop(state);
         self.check()
     }

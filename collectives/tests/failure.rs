@@ -61,6 +61,13 @@ fn an_abort_ends_connecting() {
 }
 
 #[test]
+fn an_abort_before_connecting_names_the_rank_that_aborts() {
+    let config = configs(&["a", "b", "a"], 1, &secret()).swap_remove(2);
+    config.abort.abort("no need");
+    assert_eq!(Communicator::connect(config).err(), Some(Error::Aborted { rank: 2, reason: "no need".into() }));
+}
+
+#[test]
 fn absent_ranks_are_named_when_connecting() {
     for hosts in [["a", "a"], ["a", "b"]] {
         for present in 0..2 {
