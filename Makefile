@@ -6,7 +6,7 @@ SHELL := bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/muster
 export MUSTER_TEST_CACHE ?= $(CACHE)/test
 
-.PHONY: help build test test-rust test-sim test-golden test-sdk demo bench bench-collectives lint doc libtorch python data rivals preconditions
+.PHONY: help build test test-rust test-loom test-miri test-tsan test-helgrind test-sim test-golden test-sdk demo bench bench-collectives lint doc libtorch python data rivals preconditions
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -17,11 +17,25 @@ preconditions:
 build: libtorch ## Build muster and muster-worker into target/release
 	cargo build --release --workspace --locked
 
-test: preconditions build python data test-rust test-sim test-golden test-sdk ## Set up and run every test
+test: preconditions build python data test-rust test-loom test-sim test-golden test-sdk ## Set up and run every test
 
 test-rust: ## Unit, property, simulation and black-box tests
 	@scripts/strace.sh
 	cargo test --release --workspace --locked
+
+test-loom: ## Go through the orders in which ranks and threads can meet in shared memory
+	@# Its own folder: the flag would have everything else built anew. RUSTFLAGS of the caller do not come along.
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/loom \
+		cargo test --release --locked -p muster-collectives --lib -- loom_
+
+test-miri: ## Interpret the collectives' unit tests with Miri, where it is installed
+	@scripts/checkers.sh miri
+
+test-tsan: ## Watch the collectives' tests with ThreadSanitizer, where it is installed
+	@scripts/checkers.sh tsan
+
+test-helgrind: ## Watch ranks as processes with valgrind's helgrind, where it is installed
+	@scripts/checkers.sh helgrind
 
 test-sim: ## Run 2,000 simulated worlds, and find each planted bug
 	@# First: its build leaves a muster-sim with planted bugs, which the build after it replaces.

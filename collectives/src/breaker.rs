@@ -64,6 +64,8 @@ struct State {
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
     recorder: Option<Arc<Recorder>>,
+    /// Others that end with this one.
+    bound: Vec<Arc<Breaker>>,
 }
 
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
@@ -88,6 +90,8 @@ impl Breaker {
             return Err(Error::Config("the abort handle belongs to another communicator".to_owned()));
         }
         state.rank = rank;
+        // Who aborted before did not know its rank yet.
+        state.error = state.error.take().map(|error| error.renamed(|_| rank));
         drop(state);
         self.check()
     }
@@ -145,7 +149,28 @@ impl Breaker {
             let _ = event.write(1);
         }
         self.changed.notify_all();
+        let bound = std::mem::take(&mut state.bound);
+        drop(state);
+        for other in bound {
+            other.trip(error.clone());
+        }
         error
+    }
+
+    /// Lets `other` end with this one until it is released.
+    pub(crate) fn bind(&self, other: &Arc<Breaker>) {
+        let mut state = self.lock();
+        match state.error.clone() {
+            None => state.bound.push(Arc::clone(other)),
+            Some(error) => {
+                drop(state);
+                other.trip(error);
+            }
+        }
+    }
+
+    pub(crate) fn release(&self, other: &Arc<Breaker>) {
+        self.lock().bound.retain(|bound| !Arc::ptr_eq(bound, other));
     }
 
     /// `rank` has closed its communicator in an orderly way; whether that is news.
@@ -201,6 +226,15 @@ impl Breaker {
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
+    }
+
+    /// What has ended the communicator, if that comes to light within the moment that news takes.
+    pub(crate) fn explanation(&self) -> Option<Error> {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), EXPLANATION, |state| state.error.is_none())
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.error.clone()
     }
 
     /// Readable once tripped.

@@ -1,5 +1,6 @@
 //! The ranks of one epoch, and what they do together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
@@ -19,7 +20,7 @@ use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::segment::{Segment, SharedBuffer};
 use crate::transport::connect::Identity;
-use crate::transport::shm::{Group, Region};
+use crate::transport::shm::{Group, Life, Region};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::{Members, Network};
 use crate::transport::{memory, unix};
@@ -35,6 +36,7 @@ use crate::transport::{memory, unix};
 pub struct Communicator {
     // First to go: it says good-bye before the connections for data close.
     _monitor: Option<Monitor>,
+    _life: Option<Life>,
     inner: Arc<Inner>,
     background: Mutex<Option<Background>>,
 }
@@ -427,7 +429,16 @@ impl Communicator {
             .collect();
         members.sort_unstable();
         let config = inner.origin.part(rank, inner.epoch, sequence, color, &members, listener);
-        Communicator::connect(config).map(Some)
+        let part = config.abort.clone();
+        // Who ends meanwhile would be waited for as if it might still come.
+        inner.breaker.bind(&part.0);
+        let connected = Communicator::connect(config);
+        inner.breaker.release(&part.0);
+        connected.map(Some).map_err(|error| {
+            let named = error.renamed(|rank| members.get(rank).map_or(rank, |(_, rank, _)| *rank));
+            // Another may know already who has gone, and have closed its connections for that.
+            inner.breaker.explanation().unwrap_or(named)
+        })
     }
 
     fn start<R: Send + 'static>(
@@ -446,10 +457,17 @@ impl Communicator {
         // The ticket is taken under the lock: the thread gets its jobs in the order of their tickets.
         let ticket = inner.order.ticket();
         let job = move || {
-            let (buffer, result) = operation(&inner, ticket);
+            // A panic, as of a buffer that the caller has made, must not leave the operations behind it without a turn.
+            let outcome = catch_unwind(AssertUnwindSafe(|| operation(&inner, ticket)));
+            if outcome.is_err() {
+                inner.breaker.trip(Error::System { rank: inner.rank, cause: "an operation panicked".to_owned() });
+                inner.order.pass(ticket);
+            }
             // Before the waiter wakes: it may be the one that drops the communicator.
             drop(inner);
-            completion.complete(buffer, result);
+            if let Ok((buffer, result)) = outcome {
+                completion.complete(buffer, result);
+            }
         };
         if let Some(background) = background.as_ref() {
             background.run(Box::new(job));
@@ -781,8 +799,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
     if spans {
         let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
         let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
-        let (connected, controls) =
-            Network::connect(&identity, &addresses, &topology.leaders(), listener, local_ranks, &tcp, timeout)?;
+        let (connected, controls) = Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout)?;
         network = Some(connected);
         links.extend(controls);
     }
@@ -796,6 +813,13 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
     };
     breaker.attach(links, region.clone())?;
     let members = members.clone();
+    let life = match &region {
+        None => None,
+        Some(region) => {
+            let life = Life::start(Arc::clone(region), place, members.clone(), Arc::clone(breaker));
+            Some(life.map_err(|error| identity.system("thread", error))?)
+        }
+    };
     let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
     let breaker = Arc::clone(breaker);
     let engine = Engine {
@@ -825,7 +849,7 @@ fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error
         allocated: AtomicUsize::new(0),
         origin,
     };
-    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor })
+    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })
 }
 
 /// What a rank holds of its host's group.

@@ -78,6 +78,22 @@ impl Error {
         }
     }
 
+    /// The same of a rank with another number.
+    pub(crate) fn renamed(mut self, name: impl FnOnce(usize) -> usize) -> Error {
+        match &mut self {
+            Error::Config(_) | Error::Argument(_) | Error::Buffer(_) => {}
+            Error::Connect { rank, .. }
+            | Error::StaleEpoch { rank, .. }
+            | Error::PeerLost { rank, .. }
+            | Error::PeerLeft { rank }
+            | Error::Timeout { rank, .. }
+            | Error::Mismatch { rank, .. }
+            | Error::Aborted { rank, .. }
+            | Error::System { rank, .. } => *rank = name(*rank),
+        }
+        self
+    }
+
     /// Whether the communicator can still be used.
     pub fn is_fatal(&self) -> bool {
         !matches!(self, Error::Buffer(_) | Error::Argument(_))

@@ -34,6 +34,7 @@ mod pending;
 mod reduce;
 mod schedule;
 mod segment;
+mod sync;
 mod ticks;
 mod transport;
 

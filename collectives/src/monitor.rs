@@ -9,6 +9,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -62,6 +63,10 @@ impl ControlLink {
     }
 }
 
+/// How long a rank that leaves waits until its neighbours have heard its last word. A connection that is closed while
+/// something comes in is reset, and what was said over it may be lost with it.
+const PARTING: Duration = Duration::from_millis(200);
+
 /// The watching thread; ends when dropped, after a good-bye to all neighbours.
 pub(crate) struct Monitor {
     links: Vec<Arc<ControlLink>>,
@@ -100,20 +105,36 @@ struct Watched<'a> {
 fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
     let mut watched: Vec<Watched<'_>> =
         links.iter().map(|link| Watched { link, received: Vec::new(), gone: false }).collect();
+    let mut leaves_until: Option<Instant> = None;
     loop {
         let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         for neighbour in watched.iter().filter(|neighbour| !neighbour.gone) {
             fds.push(PollFd::new(neighbour.link.stream.as_fd(), PollFlags::POLLIN));
             fds.extend(neighbour.link.process.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         }
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = match leaves_until {
+            None => PollTimeout::NONE,
+            Some(_) if fds.len() == 1 => return,
+            Some(end) => match end.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return,
+                left => PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
+            },
+        };
+        // Once it is known, the wish to stop would wake every wait.
+        let skipped = usize::from(leaves_until.is_some());
+        match poll(&mut fds[skipped..], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
         let ready = |index: usize| fds[index].revents().is_some_and(|events| !events.is_empty());
-        if ready(0) {
-            return;
+        if leaves_until.is_none() && ready(0) {
+            leaves_until = Some(Instant::now() + PARTING);
+            // Who has ended the communicator, by death or silence, is not waited for.
+            let lost = breaker.error().and_then(|error| error.rank());
+            watched.retain(|neighbour| Some(neighbour.link.rank) != lost);
+            continue;
         }
+        let leaves = leaves_until.is_some();
         let mut index = 1;
         for neighbour in watched.iter_mut().filter(|neighbour| !neighbour.gone) {
             let stream_ready = ready(index);
@@ -121,22 +142,22 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
             index += 1 + usize::from(neighbour.link.process.is_some());
             if stream_ready || process_ready {
                 // What it said before its end counts more than the end.
-                neighbour.read(links, breaker);
+                neighbour.read(links, breaker, leaves);
             }
             if process_ready && !neighbour.gone {
-                neighbour.lose(LossCause::ProcessEnded, breaker);
+                neighbour.end(LossCause::ProcessEnded, breaker, leaves);
             }
         }
     }
 }
 
 impl Watched<'_> {
-    fn read(&mut self, links: &[Arc<ControlLink>], breaker: &Breaker) {
+    fn read(&mut self, links: &[Arc<ControlLink>], breaker: &Breaker, leaves: bool) {
         let mut buffer = [0; 512];
         while !self.gone {
             match self.link.stream.try_read(&mut buffer) {
                 Ok(None) => return,
-                Ok(Some(0)) | Err(_) => self.lose(LossCause::ConnectionClosed, breaker),
+                Ok(Some(0)) | Err(_) => self.end(LossCause::ConnectionClosed, breaker, leaves),
                 Ok(Some(length)) => {
                     self.received.extend_from_slice(&buffer[..length]);
                     self.take_frames(links, breaker);
@@ -156,7 +177,7 @@ impl Watched<'_> {
                     if breaker.depart(self.link.rank) {
                         others().for_each(|link| link.send_left(self.link.rank));
                     }
-                    self.gone = true;
+                    self.part();
                     return;
                 }
                 (WAITING, _) if length == 8 => {
@@ -173,6 +194,8 @@ impl Watched<'_> {
                 }
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {
                     breaker.trip(error);
+                    self.part();
+                    return;
                 }
                 _ => {
                     self.lose(LossCause::InvalidMessage, breaker);
@@ -183,8 +206,87 @@ impl Watched<'_> {
         }
     }
 
+    /// The neighbour has said its last word, and is told that it was heard.
+    fn part(&mut self) {
+        self.gone = true;
+        self.link.stream.end_writing();
+    }
+
+    /// It is no news to who leaves itself that a neighbour has gone.
+    fn end(&mut self, cause: LossCause, breaker: &Breaker, leaves: bool) {
+        self.gone = true;
+        if !leaves {
+            self.lose(cause, breaker);
+        }
+    }
+
     fn lose(&mut self, cause: LossCause, breaker: &Breaker) {
         self.gone = true;
         breaker.trip(Error::PeerLost { rank: self.link.rank, cause });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::breaker::AbortHandle;
+
+    fn link() -> ControlLink {
+        let (own, _other) = UnixStream::pair().expect("a socket pair");
+        ControlLink { rank: 3, stream: Stream::from_unix(own).expect("stream"), process: None }
+    }
+
+    /// Feeds bytes as they could come in, and gives what was ended by them and what is kept of them.
+    fn feed(pieces: &[Vec<u8>]) -> (Option<Error>, bool, usize) {
+        let (link, handle) = (link(), AbortHandle::new());
+        let mut watched = Watched { link: &link, received: Vec::new(), gone: false };
+        for piece in pieces {
+            if watched.gone {
+                break;
+            }
+            watched.received.extend_from_slice(piece);
+            watched.take_frames(&[], &handle.0);
+        }
+        (handle.0.error(), watched.gone, watched.received.len())
+    }
+
+    fn frame() -> impl Strategy<Value = Vec<u8>> {
+        let abort = any::<u32>().prop_map(|rank| {
+            let error = Error::PeerLeft { rank: rank as usize }.encode();
+            [&[ABORT, error.len() as u8], &error[..]].concat()
+        });
+        let bytes = proptest::collection::vec(any::<u8>(), 0..600);
+        let waiting = any::<[u8; 8]>().prop_map(|said| [&[WAITING, 8], &said[..]].concat());
+        let left = any::<[u8; 4]>().prop_map(|rank| [&[LEFT, 4], &rank[..]].concat());
+        prop_oneof![waiting, left, Just(vec![GOODBYE, 0]), abort, bytes]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_the_communicator_or_are_part_of_a_frame(
+            pieces in proptest::collection::vec(frame(), 0..8),
+            cut in 1usize..64,
+        ) {
+            let all = pieces.concat();
+            let (error, gone, kept) = feed(&pieces);
+            if !gone {
+                prop_assert!(kept < 2 + 255 + 1, "{kept} bytes are kept");
+            }
+            // However they are cut, they mean the same.
+            let (again, gone_again, _) = feed(&all.chunks(cut).map(<[u8]>::to_vec).collect::<Vec<_>>());
+            prop_assert_eq!((error, gone), (again, gone_again));
+        }
+
+        #[test]
+        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 5u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let frame = [&[kind, payload.len() as u8], &payload[..]].concat();
+            let invalid = Some(Error::PeerLost { rank: 3, cause: LossCause::InvalidMessage });
+            let (error, gone, _) = feed(&[frame]);
+            prop_assert_eq!((error, gone), (invalid, true));
+        }
     }
 }

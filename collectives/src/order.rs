@@ -1,7 +1,6 @@
 //! Lets operations run in the order in which they took their tickets.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Condvar, Mutex};
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, fence};
 
 use crate::ticks;
 
@@ -39,6 +38,14 @@ impl Order {
         Turn { order: self, ticket: number }
     }
 
+    /// Lets the turn of `ticket` go by, if it has not been taken.
+    #[cold]
+    pub(crate) fn pass(&self, ticket: Ticket) {
+        if self.turn.load(Ordering::Acquire) <= ticket.number {
+            drop(self.wait(ticket));
+        }
+    }
+
     #[cold]
     fn sleep(&self, ticket: u64) {
         let mut sleepers = self.sleepers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -72,7 +79,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(not(loom), test))]
 mod tests {
     use super::*;
 
@@ -93,5 +100,66 @@ mod tests {
             }
         });
         assert_eq!(log.into_inner().expect("log"), (0..200).collect::<Vec<_>>());
+    }
+}
+
+/// All orders in which threads can take their turns.
+#[cfg(all(loom, test))]
+mod model {
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    struct Log {
+        order: Order,
+        /// What only the operation whose turn it is touches.
+        last: UnsafeCell<u64>,
+    }
+
+    // SAFETY: loom's cell finds out for itself who touches it without an order.
+    #[allow(unsafe_code)]
+    unsafe impl Sync for Log {}
+
+    impl Log {
+        #[allow(unsafe_code)]
+        fn enter(&self, ticket: Ticket) {
+            let _turn = self.order.wait(ticket);
+            // SAFETY: loom finds out whether anybody else touches it.
+            self.last.with_mut(|last| unsafe {
+                assert_eq!(*last, ticket.number, "turns come in the order of tickets");
+                *last = ticket.number + 1;
+            });
+        }
+    }
+
+    fn threads(count: u64, preemptions: usize) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        builder.check(move || {
+            let log = Arc::new(Log { order: Order::default(), last: UnsafeCell::new(0) });
+            let mut tickets: Vec<Ticket> = (0..count).map(|_| log.order.ticket()).collect();
+            let own = tickets.pop().expect("at least one");
+            let others: Vec<_> = tickets
+                .iter()
+                .map(|ticket| {
+                    let (log, ticket) = (Arc::clone(&log), *ticket);
+                    thread::spawn(move || log.enter(ticket))
+                })
+                .collect();
+            log.enter(own);
+            others.into_iter().for_each(|other| other.join().expect("a thread ends"));
+        });
+    }
+
+    #[test]
+    fn loom_two_tickets_take_turns() {
+        threads(2, 4);
+    }
+
+    #[test]
+    fn loom_three_tickets_take_turns() {
+        threads(3, 2);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use common::{configs, connect_with, run, run_with, secret, shapes};
-use muster_collectives::{Communicator, Error, ReduceOp, Secret};
+use muster_collectives::{Communicator, DataMut, Error, OwnedBuffer, ReduceOp, Secret};
 
 /// Operations that do nothing else than wait for the others.
 fn until_error(communicator: &Communicator) -> Error {
@@ -58,6 +58,13 @@ fn an_abort_ends_connecting() {
         let error = connecting.join().unwrap().err();
         assert_eq!(error, Some(Error::Aborted { rank: 0, reason: "no need".into() }));
     }
+}
+
+#[test]
+fn an_abort_before_connecting_names_the_rank_that_aborts() {
+    let config = configs(&["a", "b", "a"], 1, &secret()).swap_remove(2);
+    config.abort.abort("no need");
+    assert_eq!(Communicator::connect(config).err(), Some(Error::Aborted { rank: 2, reason: "no need".into() }));
 }
 
 #[test]
@@ -271,5 +278,66 @@ fn senseless_configurations_are_refused() {
         let mut config = config();
         spoil(&mut config);
         assert!(matches!(Communicator::connect(config), Err(Error::Config(_))));
+    }
+}
+
+/// A rank that waits for the absent one is not taken for it, also by who has waited longer.
+#[test]
+fn who_waits_as_well_is_not_blamed() {
+    type Wait = fn(&Communicator) -> Result<(), Error>;
+    let waits: [(Wait, Wait); 2] = [
+        // Of the two ranks that have not come to the meeting, one is held up.
+        (|c| c.barrier(), |c| c.receive(&mut [0f32; 4], 1)),
+        // A chain.
+        (|c| c.receive(&mut [0f32; 4], 0), |c| c.receive(&mut [0f32; 4], 1)),
+    ];
+    for (first, second) in waits {
+        let mut configs = configs(&["a", "a", "a"], 1, &secret());
+        configs.iter_mut().for_each(|config| config.timeout = Duration::from_millis(400));
+        let all_have_failed = Barrier::new(3);
+        let errors = run_with(configs, |communicator| {
+            communicator.barrier().unwrap();
+            let error = match communicator.rank() {
+                0 => {
+                    // The other waits first, and for longer.
+                    std::thread::sleep(Duration::from_millis(60));
+                    second(communicator).err()
+                }
+                1 => None,
+                _ => first(communicator).err(),
+            };
+            all_have_failed.wait();
+            error
+        });
+        for error in errors.iter().flatten() {
+            assert!(matches!(error, Error::Timeout { rank: 1, .. }), "{errors:?}");
+        }
+        assert_eq!(errors.iter().flatten().count(), 2);
+    }
+}
+
+/// A buffer of the caller's that fails when the operation asks for it.
+struct Faulty;
+
+impl OwnedBuffer for Faulty {
+    fn data(&mut self) -> DataMut<'_> {
+        panic!("no buffer after all")
+    }
+}
+
+#[test]
+fn a_panic_in_a_started_operation_holds_nobody_up() {
+    let errors = run(&["a", "a"], |communicator| {
+        communicator.barrier().unwrap();
+        if communicator.rank() == 1 {
+            let faulty = communicator.start_all_reduce(Faulty, ReduceOp::Sum).unwrap();
+            let behind = communicator.start_barrier().unwrap();
+            assert!(matches!(behind.wait().1, Err(Error::System { rank: 1, .. })));
+            assert!(faulty.test());
+        }
+        until_error(communicator)
+    });
+    for error in errors {
+        assert_eq!(error, Error::System { rank: 1, cause: "an operation panicked".into() });
     }
 }

@@ -418,3 +418,28 @@ proptest! {
         });
     }
 }
+
+/// More ranks than the paths for few of them take, and parts that end within a cache line.
+#[test]
+fn many_ranks_on_one_host() {
+    for world in [17, 20] {
+        run(&vec!["a"; world], |communicator| {
+            for count in [0, 1, 61, 1009] {
+                gather_and_scatter::<i16>(communicator, count);
+                all_to_all::<u8>(communicator, count);
+                reduce_scatter(communicator, count);
+            }
+            let mut shared = communicator.allocate::<f32>(10_007).unwrap();
+            for count in [0, 1, 200, 1009, 10_007] {
+                let sum = |index: usize| (0..world).map(|from| f32::mark(from, index)).sum::<f32>();
+                let summed = |data: &[f32]| data.iter().enumerate().all(|(index, item)| *item == sum(index));
+                let mut data: Vec<f32> = marks(communicator.rank(), 0..count);
+                shared[..count].copy_from_slice(&data);
+                communicator.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+                assert!(summed(&data), "{count} elements of {world} ranks");
+                communicator.all_reduce(&mut shared[..count], ReduceOp::Sum).unwrap();
+                assert!(summed(&shared[..count]), "{count} elements of {world} ranks in shared memory");
+            }
+        });
+    }
+}

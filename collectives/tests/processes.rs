@@ -1,50 +1,33 @@
 //! Ranks as processes: what a kill or a stop of one of them does to the others, and what is left behind.
-//!
-//! The ranks are this test's own binary, started again with the test `rank_process` selected.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod common;
+
 use std::time::{Duration, Instant};
 
-use muster_collectives::{Communicator, Config, Error, Peer, ReduceOp, Secret};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::process::{Process, Seat, random_secret, shared_memory_files, world};
+use muster_collectives::{Communicator, Error, ReduceOp};
+use nix::sys::signal::Signal;
 
-const SECRET: &str = "MUSTER_TEST_SECRET";
-const RANK: &str = "MUSTER_TEST_RANK";
-const TIMEOUT: &str = "MUSTER_TEST_TIMEOUT_MS";
+/// Makes a rank take much memory.
+const LARGE: &str = "LARGE";
 
-/// One rank: says where it listens, learns who the others are, and reduces until that fails.
+/// One rank: learns who the others are, and reduces until that fails.
 #[test]
 fn rank_process() {
-    let Ok(rank) = std::env::var(RANK) else { return };
-    let number: usize = rank.parse().unwrap();
-    let timeout = Duration::from_millis(std::env::var(TIMEOUT).unwrap().parse().unwrap());
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // The harness has begun a line of its own.
-    println!("\nADDRESS {}", listener.local_addr().unwrap());
+    let Some(seat) = Seat::taken() else { return };
+    let mut ballast = Vec::new();
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
-        let (epoch, line) = line.split_once(' ').unwrap();
-        let peers: Vec<Peer> = line
-            .split(' ')
-            .map(|word| {
-                let (host, address) = word.split_once('=').unwrap();
-                Peer { host: host.to_owned(), address: address.parse().unwrap() }
-            })
-            .collect();
-        let own = listener.local_addr().unwrap();
-        let rank = peers.iter().position(|peer| peer.address == own).unwrap();
-        let secret = Secret::new(std::env::var(SECRET).unwrap());
-        let mut config = Config::new(rank, epoch.parse().unwrap(), peers, listener.try_clone().unwrap(), secret);
-        config.timeout = timeout;
-        let error = match Communicator::connect(config) {
+        if line == LARGE {
+            ballast.resize(600 << 20, 1u8);
+            continue;
+        }
+        let error = match Communicator::connect(seat.config(&line)) {
             Ok(communicator) => reduce(&communicator),
             Err(error) => error,
         };
-        println!("FAILED {error:?} on process {number}");
+        println!("FAILED {error:?}");
     }
 }
 
@@ -69,73 +52,17 @@ fn reduce(communicator: &Communicator) -> Error {
     }
 }
 
-struct Rank {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    address: SocketAddr,
-}
-
-impl Rank {
-    fn start(rank: usize, secret: &str, timeout: Duration) -> Rank {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "rank_process", "--nocapture"])
-            .env(RANK, rank.to_string())
-            .env(SECRET, secret)
-            .env(TIMEOUT, timeout.as_millis().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let address = expect(&mut output, "ADDRESS").parse().unwrap();
-        Rank { child, input, output, address }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    fn expect(&mut self, word: &str) -> String {
-        expect(&mut self.output, word)
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What follows `word` on the next line that begins with it.
-fn expect(output: &mut BufReader<ChildStdout>, word: &str) -> String {
-    loop {
-        let mut line = String::new();
-        assert!(output.read_line(&mut line).unwrap() > 0, "the rank ended before it said {word}");
-        if let Some(rest) = line.trim_end().strip_prefix(word) {
-            return rest.trim_start().to_owned();
-        }
-    }
-}
-
-fn start(hosts: &[&str], timeout: Duration) -> Vec<Rank> {
-    let mut bytes = [0u8; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes)).unwrap();
-    let secret = format!("{bytes:02x?}");
-    let mut ranks: Vec<Rank> = (0..hosts.len()).map(|rank| Rank::start(rank, &secret, timeout)).collect();
-    connect(&mut ranks, hosts, 1);
+fn start(hosts: &[&str], timeout: Duration) -> Vec<Process> {
+    let secret = random_secret();
+    let mut ranks: Vec<Process> = hosts.iter().map(|_| Process::start("rank_process", &secret)).collect();
+    connect(&mut ranks, hosts, 1, timeout);
     ranks
 }
 
-fn connect(ranks: &mut [Rank], hosts: &[&str], epoch: u64) {
-    let peers: Vec<String> =
-        hosts.iter().zip(ranks.iter()).map(|(host, rank)| format!("{host}={}", rank.address)).collect();
-    for rank in ranks.iter_mut() {
-        writeln!(rank.input, "{epoch} {}", peers.join(" ")).unwrap();
-    }
-    ranks.iter_mut().for_each(|rank| {
+fn connect(ranks: &mut [Process], hosts: &[&str], epoch: u64, timeout: Duration) {
+    let line = world(&ranks.iter().collect::<Vec<_>>(), hosts, epoch, timeout);
+    ranks.iter_mut().for_each(|rank| rank.tell(&line));
+    ranks.iter().for_each(|rank| {
         rank.expect("READY");
     });
 }
@@ -156,7 +83,7 @@ fn a_killed_rank_is_named_by_all_others_and_the_rest_go_on() {
         let victim = number / SHAPES.len() % hosts.len();
         let killed = Instant::now();
         ranks[victim].signal(Signal::SIGKILL);
-        for (rank, process) in ranks.iter_mut().enumerate().filter(|(rank, _)| *rank != victim) {
+        for (rank, process) in ranks.iter().enumerate().filter(|(rank, _)| *rank != victim) {
             let error = process.expect("FAILED");
             assert!(error.starts_with(&format!("PeerLost {{ rank: {victim},")), "rank {rank} of {hosts:?}: {error}");
         }
@@ -165,22 +92,53 @@ fn a_killed_rank_is_named_by_all_others_and_the_rest_go_on() {
         drop(ranks.remove(victim));
         let mut hosts = hosts.to_vec();
         hosts.remove(victim);
-        connect(&mut ranks, &hosts, 2);
+        connect(&mut ranks, &hosts, 2, Duration::from_secs(60));
     }
     delays.sort();
     println!("death to the last error: median {:?}, longest {:?}", delays[delays.len() / 2], delays[delays.len() - 1]);
     assert!(delays[delays.len() / 2] < Duration::from_secs(1));
 }
 
+/// Giving back so much memory takes the kernel longer than the others may take to learn of the death.
+#[test]
+fn the_death_of_a_large_process_is_told_before_its_memory_is_given_back() {
+    let mut delays = Vec::new();
+    let mut before_the_end = 0;
+    for victim in [0, 1, 2, 0, 1, 2] {
+        let secret = random_secret();
+        let mut ranks: Vec<Process> = (0..3).map(|_| Process::start("rank_process", &secret)).collect();
+        ranks[victim].tell(LARGE);
+        connect(&mut ranks, &["a", "a", "a"], 1, Duration::from_secs(60));
+        let killed = Instant::now();
+        ranks[victim].signal(Signal::SIGKILL);
+        for (rank, process) in ranks.iter().enumerate().filter(|(rank, _)| *rank != victim) {
+            let error = process.expect("FAILED");
+            assert!(error.starts_with(&format!("PeerLost {{ rank: {victim},")), "rank {rank}: {error}");
+        }
+        delays.push(killed.elapsed());
+        before_the_end += u32::from(!ranks[victim].has_ended());
+    }
+    delays.sort();
+    println!("death of a large process to the last error: {delays:?}, {before_the_end} before its end");
+    assert!(before_the_end > 0 || !sleeps_on_several_words(), "{delays:?}");
+}
+
+/// Whether the kernel can: Linux 5.16 and later.
+fn sleeps_on_several_words() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(16))
+}
+
 #[test]
 fn a_stopped_rank_is_named_within_the_deadline() {
     for (number, hosts) in SHAPES.iter().enumerate() {
-        let mut ranks = start(hosts, Duration::from_millis(700));
+        let ranks = start(hosts, Duration::from_millis(700));
         std::thread::sleep(moment(number));
         let victim = number % hosts.len();
         let stopped = Instant::now();
         ranks[victim].signal(Signal::SIGSTOP);
-        for (rank, process) in ranks.iter_mut().enumerate().filter(|(rank, _)| *rank != victim) {
+        for (rank, process) in ranks.iter().enumerate().filter(|(rank, _)| *rank != victim) {
             let error = process.expect("FAILED");
             assert!(error.starts_with(&format!("Timeout {{ rank: {victim},")), "rank {rank} of {hosts:?}: {error}");
         }
@@ -194,22 +152,13 @@ fn nothing_is_left_behind() {
     let ranks = start(&["a", "a", "b", "b"], Duration::from_secs(60));
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!(shared_memory_files(), before, "no names while it runs");
-    let sockets: Vec<String> = ranks.iter().flat_map(|rank| named_sockets(rank.child.id())).collect();
+    let sockets: Vec<String> = ranks.iter().flat_map(|rank| named_sockets(rank.id())).collect();
     assert!(sockets.is_empty(), "the socket's name is gone once all are connected: {sockets:?}");
     for rank in &ranks {
         rank.signal(Signal::SIGKILL);
     }
     drop(ranks);
     assert_eq!(shared_memory_files(), before);
-}
-
-fn shared_memory_files() -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir("/dev/shm")
-        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
-        .unwrap_or_default();
-    names.retain(|name| name.contains("muster"));
-    names.sort();
-    names
 }
 
 /// Listening sockets of ours that a process has open.

@@ -140,7 +140,7 @@ pub(super) unsafe fn fold_base(dtype: DType, work: &Work<'_>) {
 }
 
 /// # Safety
-/// As [`super::fold`], and the processor has AVX2 and F16C.
+/// As [`super::fold`], and the processor has AVX2, F16C and BMI 1 and 2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c,bmi1,bmi2")]
 pub(super) unsafe fn fold_avx2(dtype: DType, work: &Work<'_>) {
@@ -149,7 +149,7 @@ pub(super) unsafe fn fold_avx2(dtype: DType, work: &Work<'_>) {
 }
 
 /// # Safety
-/// As [`super::fold`], and the processor has AVX-512 F, BW, DQ and VL.
+/// As [`super::fold`], and the processor has AVX-512 F, BW, DQ and VL, AVX2 and BMI 1 and 2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2")]
 pub(super) unsafe fn fold_avx512(dtype: DType, work: &Work<'_>) {

@@ -15,14 +15,18 @@ impl Level {
     #[cfg(target_arch = "x86_64")]
     #[inline]
     pub(super) fn best() -> Level {
-        // The macros keep what they have found out, at the cost of one load.
-        if std::arch::is_x86_feature_detected!("avx512f")
+        // The macros keep what they have found out, at the cost of one load. Both kernels are compiled for BMI as well.
+        let avx2 = std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("bmi2");
+        if avx2
+            && std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("avx512dq")
             && std::arch::is_x86_feature_detected!("avx512vl")
         {
             Level::Avx512
-        } else if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("f16c") {
+        } else if avx2 && std::arch::is_x86_feature_detected!("f16c") {
             Level::Avx2
         } else {
             Level::Base

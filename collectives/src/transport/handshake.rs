@@ -481,5 +481,16 @@ mod tests {
             drop(a);
             prop_assert!(matches!(acceptance.advance(&secret), Progress::Over));
         }
+
+        #[test]
+        fn any_bytes_are_no_answer(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let (a, b) = pair();
+            b.try_write(&[IoSlice::new(&bytes)]).expect("a socket pair holds it");
+            drop(b);
+            let (secret, handle) = (Secret::new("secret"), AbortHandle::new());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let dialed = dial(&a, &HELLO_1, &secret, deadline, &handle.0);
+            prop_assert!(matches!(dialed, Err(Refusal::Stranger | Refusal::Interrupted(Interruption::Failed(_)))));
+        }
     }
 }

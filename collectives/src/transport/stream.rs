@@ -117,6 +117,12 @@ impl Stream {
         }
     }
 
+    /// Says no more: the other end reads an end. What comes in can still be read.
+    pub(crate) fn end_writing(&self) {
+        // It may have ended by itself.
+        let _ = socket::shutdown(self.fd.as_raw_fd(), socket::Shutdown::Write);
+    }
+
     /// Bytes that only the two ends of an encrypted connection share, once it has been used in both directions.
     pub(crate) fn binding(&self) -> io::Result<Vec<u8>> {
         self.session().map_or(Ok(Vec::new()), |session| Ok(session.binding()?.to_vec()))

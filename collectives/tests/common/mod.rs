@@ -1,6 +1,8 @@
 //! Worlds for tests: ranks as threads of one process.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
+pub(crate) mod process;
+
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -4,13 +4,15 @@
 //! chunks may be on their way at a time. A message is sent once its receiver has taken all of it, so the buffers are
 //! always free for the next one.
 
+use std::time::Instant;
+
 use crate::call::Call;
 use crate::element::{Data, DataMut};
 use crate::error::{Error, LossCause};
 use crate::reduce::copy;
 
 use super::region::OUTBOX;
-use super::{Group, LOOKS, Patience};
+use super::{GIVE_WAY_FOR, GIVE_WAYS, Group, LOOKS, Patience};
 
 /// A message to the rank at a place, as this rank names it.
 pub(crate) struct Outgoing<'a> {
@@ -63,7 +65,7 @@ impl Group {
         if let Some(outgoing) = &outgoing {
             self.region.outbox(self.me).announce(&outgoing.call.words());
         }
-        let mut idle = 0;
+        let (mut idle, mut idle_since) = (0, Instant::now());
         loop {
             let mut moved = false;
             if let (Some(outgoing), Some(sent)) = (&outgoing, &mut sent) {
@@ -82,33 +84,39 @@ impl Group {
                 continue;
             }
             idle += 1;
+            if idle == 1 {
+                idle_since = Instant::now();
+            }
             match self.patience {
                 Patience::Look if idle <= LOOKS => std::hint::spin_loop(),
-                Patience::GiveWay if idle <= super::GIVE_WAYS => std::thread::yield_now(),
+                Patience::GiveWay if idle <= GIVE_WAYS && idle_since.elapsed() <= GIVE_WAY_FOR => {
+                    std::thread::yield_now();
+                }
                 _ => {
                     idle = 0;
-                    let (partner, call) = match (&outgoing, &incoming) {
-                        (_, Some(incoming)) if !is_received => (incoming.from, incoming.call),
-                        (Some(outgoing), _) => (outgoing.to, outgoing.call),
-                        (None, Some(incoming)) => (incoming.from, incoming.call),
-                        (None, None) => return Ok(()),
+                    let sender = incoming.as_ref().filter(|_| !is_received).map(|incoming| incoming.from);
+                    let receiver = outgoing.as_ref().filter(|_| !is_sent).map(|outgoing| outgoing.to);
+                    let call = match (&outgoing, &incoming) {
+                        (_, Some(incoming)) if !is_received => incoming.call,
+                        (Some(outgoing), _) => outgoing.call,
+                        _ => return Ok(()),
                     };
-                    let sender = self.region.outbox(partner);
                     let may_send = sent.as_ref().is_some_and(|sent| !sent.is_over());
                     let is_over = sent.as_ref().is_some_and(Progress::is_over) && !is_sent;
                     let done = || {
                         (may_send && self.has_room())
                             || (is_over && self.all_taken())
-                            || (!is_received && sender.next_for(self.me).is_some())
+                            || sender.is_some_and(|sender| self.region.outbox(sender).next_for(self.me).is_some())
                     };
-                    self.sleep_until(&call, &done, &|place| place == partner)?;
+                    let behind = |place: usize| Some(place) == sender || Some(place) == receiver;
+                    self.sleep_until(&call, idle_since, &done, &behind)?;
                 }
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.sent - self.region.outbox(self.me).taken() < 2
+        self.region.outbox(self.me).has_room(self.sent)
     }
 
     fn all_taken(&self) -> bool {
@@ -126,7 +134,7 @@ impl Group {
         sent.done += 1;
         self.sent = first + sent.done;
         self.region.outbox(self.me).post(outgoing.to, self.sent);
-        self.region.ring_for_sleepers();
+        self.region.head().ring_for_sleepers();
         true
     }
 
@@ -154,7 +162,7 @@ impl Group {
         unsafe { copy(source.cast_const(), incoming.data.pointer().add(start), length) };
         received.done += 1;
         outbox.take(number);
-        self.region.ring_for_sleepers();
+        self.region.head().ring_for_sleepers();
         Ok(true)
     }
 }

@@ -25,14 +25,16 @@
 #![allow(unsafe_code)]
 
 mod direct;
+mod life;
 mod message;
 mod moved;
+mod protocol;
 mod region;
 mod small;
 mod staged;
 mod wide;
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,9 +44,10 @@ use crate::element::{DType, DataMut};
 use crate::error::{Error, LossCause};
 use crate::schedule::part;
 
+pub(crate) use life::Life;
 pub(crate) use message::{Incoming, Outgoing};
+use protocol::WORDS;
 pub(crate) use region::Region;
-use region::WORDS;
 pub(crate) use staged::Buffers;
 
 /// What all ranks of the group found when they compared their calls.
@@ -89,6 +92,10 @@ enum Patience {
 
 const LOOKS: u32 = 1000;
 const GIVE_WAYS: u32 = 40;
+
+/// Where many others want the processor, giving way takes long: for no longer than that, since nobody looks meanwhile
+/// whether the communicator has ended.
+const GIVE_WAY_FOR: Duration = Duration::from_millis(1);
 
 impl Group {
     pub(crate) fn new(
@@ -176,7 +183,7 @@ impl Group {
                 std::hint::spin_loop();
             }
         }
-        self.region.complete(meeting);
+        self.region.head().complete(meeting);
         if meeting == 1 {
             self.settle();
         }
@@ -197,56 +204,97 @@ impl Group {
 
     #[cold]
     fn wait_long(&mut self, meeting: u64, call: &Call) -> Result<(), Error> {
+        let start = Instant::now();
         if self.patience == Patience::GiveWay {
             for _ in 0..GIVE_WAYS {
-                if self.all_have_come(meeting) {
+                if self.all_have_come(meeting) || start.elapsed() > GIVE_WAY_FOR {
                     break;
                 }
                 std::thread::yield_now();
             }
         }
         let behind = |place: usize| place != self.me && !self.region.post(place, meeting).has_come(meeting);
-        self.sleep_until(call, &|| self.all_have_come(meeting), &behind)?;
-        self.region.complete(meeting);
+        self.sleep_until(call, start, &|| self.all_have_come(meeting), &behind)?;
+        self.region.head().complete(meeting);
         if meeting == 1 {
             self.settle();
         }
         Ok(())
     }
 
-    /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about.
-    fn sleep_until(&self, call: &Call, done: &dyn Fn() -> bool, behind: &dyn Fn(usize) -> bool) -> Result<(), Error> {
-        let start = Instant::now();
+    /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about; they have been
+    /// waited for since `start`.
+    ///
+    /// After too long one of them is named, but none that waits as well if there is another: that one knows better
+    /// whom to blame. Ranks that wait show it by their pulse.
+    fn sleep_until(
+        &self,
+        call: &Call,
+        start: Instant,
+        done: &dyn Fn() -> bool,
+        behind: &dyn Fn(usize) -> bool,
+    ) -> Result<(), Error> {
         // Members wait for a leader that may itself wait for other hosts.
         let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
         let mut silent = self.spans;
-        loop {
-            let bed = self.region.lie_down();
+        // When somebody is named; and the pulses, with the time when they were felt.
+        let (mut end, mut felt) = (limit, None);
+        let feel = || (0..self.ranks.len()).map(|place| self.region.pulse(place)).collect::<Vec<u64>>();
+        let mut look = || {
             if done() {
-                return Ok(());
+                return Ok(None);
             }
+            self.region.beat(self.me);
             let has_left = |place: &usize| self.region.has_left(*place);
             // Left is read before the post: a rank that has come and then left is not missed. And it is read before
             // the abort: a rank that has aborted and then left is named for the abort.
             let gone = self.others().filter(has_left).find(|place| behind(*place) && !done());
             self.breaker.check()?;
-            if let Some(error) = self.region.abort() {
+            if let Some(error) = self.region.head().abort() {
                 return Err(self.breaker.trip(error));
             }
             if let Some(place) = gone {
                 return Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] }));
             }
             let waited = start.elapsed();
-            if waited >= limit {
-                let Some(place) = self.others().find(|place| behind(*place)) else { continue };
-                return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
-            }
-            if silent && waited >= limit / 2 {
+            let half = limit / 2;
+            // In time for who waits for this rank at another host, and no longer than its own limit.
+            if silent && waited >= self.timeout / 2 {
                 silent = false;
                 self.breaker.say_waiting();
             }
-            bed.sleep((limit - waited).min(limit / 4).min(Duration::from_millis(100)));
-        }
+            if felt.is_none() && waited >= half {
+                felt = Some((waited, feel()));
+            }
+            if waited >= end {
+                let all = || self.others().filter(|place| behind(*place));
+                // Whoever was behind has come since.
+                let Some(first) = all().next() else { return Ok(Some(Duration::ZERO)) };
+                // Nobody is called silent who has had no time: this rank itself may have woken up late.
+                let silent = felt.as_ref().and_then(|(since, pulses)| {
+                    // Between hosts others count on being told by then.
+                    let long = self.spans || waited.saturating_sub(*since) >= limit * 2 / 5 || end > limit;
+                    all().find(|place| long && self.region.pulse(*place) == pulses[*place])
+                });
+                match silent {
+                    None if end == limit => {
+                        end = waited + GRACE;
+                        felt = Some((waited, feel()));
+                    }
+                    place => {
+                        let rank = self.ranks[place.unwrap_or(first)];
+                        return Err(self.breaker.trip(Error::timeout(rank, call, waited)));
+                    }
+                }
+            }
+            let next = [self.timeout / 2, half].into_iter().find(|next| waited < *next).unwrap_or(end);
+            Ok(Some((next - waited).min(limit / 4).min(Duration::from_millis(100))))
+        };
+        self.region.head().sleep_until(|| match look() {
+            Ok(None) => ControlFlow::Break(Ok(())),
+            Ok(Some(limit)) => ControlFlow::Continue(limit),
+            Err(error) => ControlFlow::Break(Err(error)),
+        })
     }
 
     #[cold]

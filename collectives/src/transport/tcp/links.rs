@@ -134,7 +134,7 @@ impl Links {
                 _ if self.identity.breaker.is_excused(key.rank, since) => {}
                 _ => break,
             }
-            let deadline = since + [self.timeout / 2, self.timeout, self.timeout + GRACE][turn];
+            let deadline = since + [self.timeout / 2, self.timeout, self.timeout + 2 * GRACE][turn];
             if crossed {
                 match self.await_connection(key, deadline)? {
                     Some(stream) => return Ok(stream),
@@ -233,7 +233,8 @@ impl Links {
             result = wait(fds, since + self.timeout, breaker);
         }
         if matches!(result, Err(Interruption::Deadline)) && breaker.is_excused(rank, since) {
-            result = wait(fds, since + self.timeout + GRACE, breaker);
+            // Twice: it may be a member that waits for its leader, which it gives one.
+            result = wait(fds, since + self.timeout + 2 * GRACE, breaker);
         }
         match result {
             Ok(()) => Ok(()),

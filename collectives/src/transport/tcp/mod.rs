@@ -64,22 +64,19 @@ pub(crate) struct Members {
 }
 
 impl Network {
-    /// Begins to accept connections at `listener`, and connects the control ring of `leaders` if this rank is one of
-    /// them; all others are connected when an operation first needs them. `addresses` are those of all ranks,
-    /// `local_ranks` says how many share this machine.
+    /// Begins to accept connections at `listener`, and connects the ring of control connections, over which every rank
+    /// hears what has become of any other; all else is connected when an operation first needs it. `addresses` are
+    /// those of all ranks, `local_ranks` says how many share this machine.
     pub(crate) fn connect(
         identity: &Identity,
         addresses: &[SocketAddr],
-        leaders: &[usize],
         listener: TcpListener,
         local_ranks: usize,
         options: &TcpOptions,
         timeout: Duration,
     ) -> Result<(Network, Vec<ControlLink>), Error> {
-        let rank = identity.rank as usize;
-        let place = leaders.iter().position(|leader| *leader == rank).filter(|_| leaders.len() > 1);
-        let at = |index: usize| leaders[index % leaders.len()];
-        let neighbours = place.map(|place| (at(place + 1), at(place + leaders.len() - 1)));
+        let (rank, world) = (identity.rank as usize, addresses.len());
+        let neighbours = (world > 1).then_some(((rank + 1) % world, (rank + world - 1) % world));
         let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
         let tls = options.tls.then(Tls::new).transpose().map_err(|error| identity.system("tls", error))?;

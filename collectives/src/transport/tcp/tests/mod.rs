@@ -76,9 +76,8 @@ fn run_with<R: Send>(
                         deadline: Instant::now() + Duration::from_secs(60),
                         breaker: Arc::clone(&abort.0),
                     };
-                    let leaders: Vec<usize> = (0..world).collect();
                     let (network, links) =
-                        Network::connect(&identity, addresses, &leaders, listener, world, options, timeout).unwrap();
+                        Network::connect(&identity, addresses, listener, world, options, timeout).unwrap();
                     let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
                     let monitor = Monitor::start(links.clone(), Arc::clone(&abort.0)).unwrap();
                     abort.0.attach(links, None).unwrap();
