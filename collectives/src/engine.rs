@@ -22,8 +22,11 @@ use crate::transport::tcp::{Members, Network};
 
 /// Bytes of a rank's window: small enough that the windows of a few ranks stay in cache, and larger where each turn
 /// also costs a passage between hosts.
-pub(crate) const WINDOW: usize = 256 << 10;
+pub(crate) const WINDOW: usize = 64 << 10;
 pub(crate) const WINDOW_BETWEEN_HOSTS: usize = 1 << 20;
+
+/// Bytes of a window for each rank of the host, at least.
+pub(crate) const PART: usize = 1 << 10;
 
 pub(crate) struct Engine {
     pub(crate) topology: Topology,

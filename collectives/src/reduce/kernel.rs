@@ -245,24 +245,22 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     let Work { divisor, sources, targets, count, .. } = *work;
     let Some((first, others)) = sources.split_first() else { return };
     let whole = count - count % BLOCK;
-    let claims = targets.len() > 1;
+    // A target that is read as well comes along with what is read. One that is not, and that others have read, is
+    // asked for ahead: a store would ask when it is its turn.
+    let unread = targets.iter().filter(|_| targets.len() > 1).find(|target| !sources.contains(&target.cast_const()));
+    let ahead = AHEAD / size_of::<T>();
     let claim_lines = |from: usize, to: usize| {
-        for target in targets {
+        if let Some(target) = unread {
             for byte in (from * size_of::<T>()..to.min(whole) * size_of::<T>()).step_by(64) {
                 // SAFETY: it touches nothing.
                 unsafe { claim(target.wrapping_add(byte)) };
             }
         }
     };
-    let ahead = AHEAD / size_of::<T>();
-    if claims {
-        claim_lines(0, ahead);
-    }
+    claim_lines(0, ahead);
     let mut start = 0;
     while start < whole {
-        if claims {
-            claim_lines(start + ahead, start + ahead + BLOCK);
-        }
+        claim_lines(start + ahead, start + ahead + BLOCK);
         // SAFETY: start + BLOCK <= count; the caller vouches for the pointers.
         unsafe {
             let mut partials = first.cast::<T>().add(start).cast::<[T; BLOCK]>().read().map(T::widen);

@@ -1,29 +1,26 @@
 //! The ranks of one epoch, and what they do together.
 
+mod form;
+mod inner;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use crate::background::Background;
-use crate::breaker::{AbortHandle, Breaker};
-use crate::call::{Call, Kind};
-use crate::config::{Config, Topology};
+use crate::breaker::AbortHandle;
+use crate::call::Kind;
+use crate::config::Config;
 use crate::element::{DType, Data, DataMut, Element};
-use crate::engine::{Engine, Exchange, Located, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
-use crate::flight::{Recorder, Seat};
-use crate::monitor::{ControlLink, Monitor};
-use crate::order::{Order, Ticket};
-use crate::origin::{Origin, SEAT, Share};
+use crate::monitor::Monitor;
+use crate::order::Ticket;
+use crate::origin::{SEAT, Share};
 use crate::pending::{OwnedBuffer, Pending};
 use crate::reduce::ReduceOp;
 use crate::segment::{Segment, SharedBuffer};
-use crate::transport::connect::Identity;
-use crate::transport::shm::{Group, Life, Region};
-use crate::transport::stream::{Interruption, Stream};
-use crate::transport::tcp::{Members, Network};
-use crate::transport::{memory, unix};
+use crate::transport::shm::Life;
+use inner::Inner;
 
 /// The ranks of a job at one epoch.
 ///
@@ -41,20 +38,6 @@ pub struct Communicator {
     background: Mutex<Option<Background>>,
 }
 
-struct Inner {
-    rank: usize,
-    world: usize,
-    epoch: u64,
-    breaker: Arc<Breaker>,
-    recorder: Arc<Recorder>,
-    order: Order,
-    engine: Mutex<Engine>,
-    segments: Mutex<Vec<Weak<Segment>>>,
-    /// How many segments there may be, readable without the lock.
-    allocated: AtomicUsize,
-    origin: Origin,
-}
-
 impl Communicator {
     /// Connects to all ranks of the epoch; returns once they are all there.
     pub fn connect(config: Config) -> Result<Communicator, Error> {
@@ -62,7 +45,7 @@ impl Communicator {
         let breaker = Arc::clone(&config.abort.0);
         breaker.arm(config.rank)?;
         // Whatever goes wrong ends the breaker as well, so that nothing waits in the background.
-        connect(config, &breaker).map_err(|error| breaker.trip(error))
+        form::connect(config, &breaker).map_err(|error| breaker.trip(error))
     }
 
     pub fn rank(&self) -> usize {
@@ -543,348 +526,4 @@ impl std::fmt::Debug for Communicator {
         let Inner { rank, world, epoch, .. } = &*self.inner;
         write!(f, "Communicator(rank {rank} of {world}, epoch {epoch})")
     }
-}
-
-impl Inner {
-    fn segments(&self) -> MutexGuard<'_, Vec<Weak<Segment>>> {
-        self.segments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    #[inline]
-    fn in_order<R>(&self, ticket: Ticket, run: impl FnOnce(&mut Engine) -> Result<R, Error>) -> Result<R, Error> {
-        let _turn = self.order.wait(ticket);
-        self.breaker.check()?;
-        run(&mut self.engine.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
-    }
-
-    /// An operation of the whole world.
-    #[inline]
-    fn run<R>(
-        &self,
-        ticket: Ticket,
-        kind: Kind,
-        dtype: DType,
-        count: usize,
-        run: impl FnOnce(&mut Engine, &Call) -> Result<R, Error>,
-    ) -> Result<R, Error> {
-        self.in_order(ticket, |engine| {
-            let call = engine.call(kind, dtype, count);
-            let slot = self.recorder.begin(&call, Some(ticket.issued), None);
-            let result = run(engine, &call);
-            self.recorder.end(slot, result.is_ok());
-            result
-        })
-    }
-
-    /// The segment that holds the buffer, if it was allocated here.
-    #[inline]
-    fn locate(&self, pointer: *const u8, bytes: usize) -> Located {
-        if self.allocated.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        self.segments().iter().filter_map(Weak::upgrade).find_map(|segment| {
-            let location = segment.locate(pointer, bytes)?;
-            Some((segment, location))
-        })
-    }
-
-    #[inline]
-    fn all_reduce(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
-        self.run(ticket, Kind::AllReduce(op), input.dtype(), input.count(), |engine, call| {
-            let located = self.locate_in_place(engine, &input, &output);
-            engine.reduce(call, input, output, op, &located, None)
-        })
-    }
-
-    /// Where a buffer lies that is input and output in one.
-    #[inline]
-    fn locate_in_place(&self, engine: &Engine, input: &Data<'_>, output: &DataMut<'_>) -> Located {
-        let bytes = input.byte_len();
-        if !engine.reduces_in_place(bytes) || input.pointer() != output.pointer().cast_const() {
-            return None;
-        }
-        self.locate(input.pointer(), bytes)
-    }
-
-    fn reduce(
-        &self,
-        ticket: Ticket,
-        input: Data<'_>,
-        output: DataMut<'_>,
-        op: ReduceOp,
-        root: u32,
-    ) -> Result<(), Error> {
-        self.run(ticket, Kind::Reduce { op, root }, input.dtype(), input.count(), |engine, call| {
-            let located = self.locate_in_place(engine, &input, &output);
-            engine.reduce(call, input, output, op, &located, Some(root as usize))
-        })
-    }
-
-    fn broadcast(&self, ticket: Ticket, data: DataMut<'_>, root: u32) -> Result<(), Error> {
-        self.run(ticket, Kind::Broadcast { root }, data.dtype(), data.count(), |engine, call| {
-            let located = self.locate(data.pointer(), data.byte_len());
-            engine.broadcast(call, data, root as usize, &located)
-        })
-    }
-
-    fn barrier(&self, ticket: Ticket) -> Result<(), Error> {
-        self.run(ticket, Kind::Barrier, DType::U8, 0, |engine, call| engine.barrier(call))
-    }
-
-    fn all_gather(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
-        self.run(ticket, Kind::AllGather, input.dtype(), input.count(), |engine, call| {
-            engine.all_gather(call, input, output)
-        })
-    }
-
-    fn reduce_scatter(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, op: ReduceOp) -> Result<(), Error> {
-        self.run(ticket, Kind::ReduceScatter(op), input.dtype(), output.count(), |engine, call| {
-            engine.reduce_scatter(call, input, output, op)
-        })
-    }
-
-    fn gather(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
-        let (count, me) = (input.count(), self.rank);
-        self.run(ticket, Kind::Gather { root }, input.dtype(), count, |engine, call| {
-            let root = root as usize;
-            let send = |to: usize| if to == root { 0..count } else { 0..0 };
-            let receive = |from: usize| if me == root { from * count..(from + 1) * count } else { 0..0 };
-            let talks = |rank: usize| me == root || rank == root;
-            engine.exchange(call, Exchange { input, send: &send, output, receive: &receive, talks: &talks }, count)
-        })
-    }
-
-    fn scatter(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>, root: u32) -> Result<(), Error> {
-        let (count, me) = (output.count(), self.rank);
-        self.run(ticket, Kind::Scatter { root }, output.dtype(), count, |engine, call| {
-            let root = root as usize;
-            let send = |to: usize| if me == root { to * count..(to + 1) * count } else { 0..0 };
-            let receive = |from: usize| if from == root { 0..count } else { 0..0 };
-            let talks = |rank: usize| me == root || rank == root;
-            engine.exchange(call, Exchange { input, send: &send, output, receive: &receive, talks: &talks }, count)
-        })
-    }
-
-    fn all_to_all(&self, ticket: Ticket, input: Data<'_>, output: DataMut<'_>) -> Result<(), Error> {
-        let count = input.count() / self.world;
-        self.run(ticket, Kind::AllToAll { uneven: false }, input.dtype(), count, |engine, call| {
-            let part = |rank: usize| rank * count..(rank + 1) * count;
-            let exchange = Exchange { input, send: &part, output, receive: &part, talks: &|_| true };
-            engine.exchange(call, exchange, count)
-        })
-    }
-
-    fn all_to_all_uneven(
-        &self,
-        ticket: Ticket,
-        input: Data<'_>,
-        sent: &[usize],
-        output: DataMut<'_>,
-        received: &[usize],
-    ) -> Result<(), Error> {
-        let (world, me) = (self.world, self.rank);
-        self.run(ticket, Kind::AllToAll { uneven: true }, input.dtype(), 0, |engine, call| {
-            // First who sends how much to whom, by sender and then receiver.
-            let own: Vec<i64> = sent.iter().map(|count| *count as i64).collect();
-            let mut counts = vec![0i64; world * world];
-            engine.all_gather(call, (&own).into(), (&mut counts).into())?;
-            for (from, expected) in received.iter().enumerate() {
-                let theirs = counts[from * world + me];
-                if theirs != *expected as i64 {
-                    return Err(self.breaker.trip(Error::Mismatch {
-                        rank: from,
-                        theirs: format!("all_to_all with {theirs} elements for rank {me}"),
-                        expected: format!("all_to_all with {expected} elements from rank {from}"),
-                    }));
-                }
-            }
-            let longest = counts.iter().max().map_or(0, |count| *count as usize);
-            let (from, to) = (Offsets::of(sent), Offsets::of(received));
-            let (send, receive) = (|rank: usize| from.range(rank), |rank: usize| to.range(rank));
-            let exchange = Exchange { input, send: &send, output, receive: &receive, talks: &|_| true };
-            engine.exchange(call, exchange, longest)
-        })
-    }
-
-    fn message(
-        &self,
-        ticket: Ticket,
-        outgoing: Option<(usize, Data<'_>)>,
-        incoming: Option<(usize, DataMut<'_>)>,
-    ) -> Result<(), Error> {
-        self.in_order(ticket, |engine| {
-            let outgoing = outgoing.map(|(to, data)| engine.outgoing(to, data));
-            let incoming = incoming.map(|(from, data)| engine.incoming(from, data));
-            let begin = |call: &Call, peer: usize| self.recorder.begin(call, Some(ticket.issued), Some(peer as u32));
-            let sent = outgoing.as_ref().map(|(to, call, _)| begin(call, *to));
-            let received = incoming.as_ref().map(|(from, call, _)| begin(call, *from));
-            let result = engine.message(outgoing, incoming);
-            for slot in [sent, received].into_iter().flatten() {
-                self.recorder.end(slot, result.is_ok());
-            }
-            result
-        })
-    }
-}
-
-/// Where the parts of a buffer begin and end.
-struct Offsets(Vec<usize>);
-
-impl Offsets {
-    fn of(counts: &[usize]) -> Offsets {
-        let ends = counts.iter().scan(0, |end, count| {
-            *end += count;
-            Some(*end)
-        });
-        Offsets(std::iter::once(0).chain(ends).collect())
-    }
-
-    fn range(&self, rank: usize) -> std::ops::Range<usize> {
-        self.0[rank]..self.0[rank + 1]
-    }
-}
-
-fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
-    let recorder = Recorder::new(&Seat::of(&config)).map(Arc::new);
-    let Config {
-        rank,
-        world,
-        epoch,
-        label,
-        peers,
-        listener,
-        secret,
-        transports,
-        tcp,
-        connect_timeout,
-        timeout,
-        abort: _,
-    } = config;
-    let topology = Topology::new(&peers, transports);
-    let origin = Origin {
-        label,
-        peers: peers.clone(),
-        secret: secret.clone(),
-        transports,
-        tcp: tcp.clone(),
-        connect_timeout,
-        timeout,
-    };
-    let (host, place) = topology.place(rank);
-    let members = &topology.groups[host];
-    let identity = Identity {
-        rank: rank as u32,
-        world: world as u32,
-        epoch,
-        secret,
-        deadline: Instant::now() + connect_timeout,
-        breaker: Arc::clone(breaker),
-    };
-    let recorder = recorder.map_err(|error| identity.system("flight recorder", error))?;
-    breaker.record(Arc::clone(&recorder));
-    let spans = topology.spans_hosts();
-    let mut links = Vec::new();
-    let mut memory = Vec::new();
-    let mut region = None;
-    if members.len() > 1 {
-        let window = if spans { WINDOW_BETWEEN_HOSTS } else { WINDOW };
-        let scope = format!("{} {}", peers[members[0]].host, peers[members[0]].address);
-        let connected = share(&identity, members, &scope, window)?;
-        links.extend(connected.links);
-        memory = connected.memory;
-        region = Some(connected.region);
-    }
-    let leaders = (place == 0).then(|| Members { ranks: topology.leaders(), me: host });
-    let mut network = None;
-    if spans {
-        let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
-        let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
-        let (connected, controls) = Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout)?;
-        network = Some(connected);
-        links.extend(controls);
-    }
-    let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
-    let monitor = match links.is_empty() {
-        true => None,
-        false => {
-            let monitor = Monitor::start(links.clone(), Arc::clone(breaker));
-            Some(monitor.map_err(|error| identity.system("thread", error))?)
-        }
-    };
-    breaker.attach(links, region.clone())?;
-    let members = members.clone();
-    let life = match &region {
-        None => None,
-        Some(region) => {
-            let life = Life::start(Arc::clone(region), place, members.clone(), Arc::clone(breaker));
-            Some(life.map_err(|error| identity.system("thread", error))?)
-        }
-    };
-    let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
-    let breaker = Arc::clone(breaker);
-    let engine = Engine {
-        topology,
-        host,
-        rank,
-        world,
-        group,
-        network,
-        leaders,
-        everybody: Members { ranks: (0..world).collect(), me: rank },
-        memory,
-        breaker: Arc::clone(&breaker),
-        timeout,
-        operations: 0,
-        messages: Default::default(),
-    };
-    let inner = Inner {
-        rank,
-        world,
-        epoch,
-        breaker,
-        recorder,
-        order: Order::default(),
-        engine: Mutex::new(engine),
-        segments: Mutex::default(),
-        allocated: AtomicUsize::new(0),
-        origin,
-    };
-    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })
-}
-
-/// What a rank holds of its host's group.
-struct Shared {
-    links: Vec<ControlLink>,
-    memory: Vec<Stream>,
-    region: Arc<Region>,
-}
-
-/// Connects the ranks of one host, and maps the memory that the first of them makes.
-fn share(identity: &Identity, members: &[usize], scope: &str, window: usize) -> Result<Shared, Error> {
-    use std::os::fd::AsFd;
-    let Identity { rank, deadline, breaker, .. } = identity;
-    let leader = members[0];
-    let length = Region::length(members.len(), window);
-    let interrupted = |peer: usize| {
-        move |interruption: Interruption| match interruption {
-            Interruption::Tripped(error) => error,
-            other => Error::Connect { rank: peer, cause: other.to_string() },
-        }
-    };
-    let (fd, peers) = if *rank as usize == leader {
-        let others: Vec<u32> = members.iter().skip(1).map(|member| *member as u32).collect();
-        let peers = unix::lead(identity, &others, scope)?;
-        let fd = memory::create(length).map_err(|error| identity.system("shared memory", error))?;
-        for peer in &peers {
-            peer.memory.send_fd(fd.as_fd(), *deadline, breaker).map_err(interrupted(peer.control.rank))?;
-        }
-        (fd, peers)
-    } else {
-        let peer = unix::follow(identity, leader as u32, scope)?;
-        let fd = peer.memory.receive_fd(*deadline, breaker).map_err(interrupted(leader))?;
-        (fd, vec![peer])
-    };
-    let map = memory::map(fd, length).map_err(|error| identity.system("shared memory", error))?;
-    let (links, memory) = peers.into_iter().map(|peer| (peer.control, peer.memory)).unzip();
-    Ok(Shared { links, memory, region: Arc::new(Region::new(map, members.len(), window)) })
 }
