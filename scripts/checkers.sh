@@ -13,7 +13,9 @@ missing() {
 # Of the nightly toolchain, since no stable one has either.
 component() {
   command -v rustup >/dev/null || missing "$1" "rustup, with a nightly toolchain and its component $2,"
-  rustup component list --toolchain nightly --installed 2>/dev/null | grep -q "^$2" ||
+  local installed
+  installed=$(rustup component list --toolchain nightly --installed 2>/dev/null) || installed=
+  grep -q "^$2" <<<"$installed" ||
     missing "$1" "the component $2 (rustup toolchain install nightly --component $2)"
 }
 

@@ -498,7 +498,7 @@ count.
 
 SIZE is, as in nccl-tests, that of the buffer that is reduced or sent, or of the parts of all ranks
 together. ALGBW is size / p50; BUSBW is that times 2(n-1)/n for all_reduce, (n-1)/n for
-reduce_scatter and all_gather, 1 for broadcast. The memory's limits are measured in the same rounds:
+reduce_scatter, all_gather, gather, scatter and all_to_all, 1 for the others. The memory's limits are measured in the same rounds:
 what memcpy and an addition in place reach on all ranks' cores together, in bytes read and written.
 
 `make rivals` installs gloo and Open MPI. Where one of them is over 1.5 times slower than it is on an

@@ -152,9 +152,18 @@ impl Breaker {
         let bound = std::mem::take(&mut state.bound);
         drop(state);
         for other in bound {
-            other.trip(error.clone());
+            other.trip_quietly(error.clone());
         }
         error
+    }
+
+    /// Ends without telling the other ranks: they have heard of the cause elsewhere, by its name there.
+    fn trip_quietly(&self, error: Error) {
+        let mut state = self.lock();
+        state.links.clear();
+        state.region = None;
+        drop(state);
+        self.trip(error);
     }
 
     /// Lets `other` end with this one until it is released.
@@ -164,7 +173,7 @@ impl Breaker {
             None => state.bound.push(Arc::clone(other)),
             Some(error) => {
                 drop(state);
-                other.trip(error);
+                other.trip_quietly(error);
             }
         }
     }
@@ -178,6 +187,10 @@ impl Breaker {
         let news = self.lock().departed.insert(rank);
         self.changed.notify_all();
         news
+    }
+
+    pub(crate) fn has_departed(&self, rank: usize) -> bool {
+        self.lock().departed.contains(&rank)
     }
 
     /// Tells the others that this rank has been waiting for long, and so is not the one to blame.

@@ -25,6 +25,9 @@ use crate::transport::tcp::{Members, Network};
 pub(crate) const WINDOW: usize = 64 << 10;
 pub(crate) const WINDOW_BETWEEN_HOSTS: usize = 1 << 20;
 
+/// Bytes that go through a host's leader at a time.
+const BROADCAST_PIECE: usize = 4 << 20;
+
 /// Bytes of a window for each rank of the host, at least.
 pub(crate) const PART: usize = 1 << 10;
 
@@ -173,6 +176,26 @@ impl Engine {
     }
 
     pub(crate) fn broadcast(
+        &mut self,
+        call: &Call,
+        mut data: DataMut<'_>,
+        root: usize,
+        located: &Located,
+    ) -> Result<(), Error> {
+        if self.topology.spans_hosts() && self.topology.shares_memory() {
+            // A piece at a time: members of a host wait for their leader no longer than a piece takes between hosts.
+            let per_piece = BROADCAST_PIECE / data.dtype().size();
+            for piece in 0..data.count().div_ceil(per_piece).max(1) {
+                let start = piece * per_piece;
+                let length = per_piece.min(data.count() - start);
+                self.broadcast_piece(call, data.range(start, length), root, &None)?;
+            }
+            return Ok(());
+        }
+        self.broadcast_piece(call, data, root, located)
+    }
+
+    fn broadcast_piece(
         &mut self,
         call: &Call,
         mut data: DataMut<'_>,

@@ -1,14 +1,14 @@
 //! Allreduce and its kin over shared memory and TCP.
 //!
-//! A [`Communicator`] holds the ranks of one epoch of a job. Ranks of one host meet in shared memory; hosts are
-//! joined by TCP between one rank of each. Who the ranks are is decided elsewhere: a [`Config`] names them all, and
+//! A [`Communicator`] holds the ranks of one epoch of a job. Ranks of one host meet in shared memory; those of
+//! different hosts reach each other over TCP, in reductions by way of one rank of each host. Who the ranks are is decided elsewhere: a [`Config`] names them all, and
 //! nothing here looks for peers, elects anybody or repairs a group. When a rank is lost, every call of every other
 //! rank fails soon and says why, and a new communicator is formed at a higher epoch.
 //!
 //! Only std threads: no async runtime, no RPC, no tensor library.
 //!
 //! ```text
-//! communicator   order of operations, and their parts: host, between hosts, host
+//! communicator   what is called; `order` has it take turns, `engine` carries it out: host, between hosts, host
 //!   transport/shm    ranks of a host: meetings, windows, reduction in place
 //!   transport/tcp    the network between hosts, carrying out `schedule`
 //!   reduce           the arithmetic

@@ -1,8 +1,8 @@
 //! Control connections and the thread that watches them: the death, abort or good-bye of a neighbour is noticed at
 //! once, also while no operation runs, and handed on.
 //!
-//! Members of a host hold one to their host's leader, leaders one to each neighbour in the ring of hosts. An abort
-//! is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise that
+//! Members of a host hold one to their host's leader; where there are several hosts, every rank holds one to each
+//! neighbour in a ring of all ranks. An abort is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise that
 //! a rank has been waiting for long, or has left.
 
 use std::io::IoSlice;
@@ -87,9 +87,9 @@ impl Monitor {
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.links.iter().for_each(|link| link.send_goodbye());
-        // An eventfd's counter cannot overflow by one write.
+        // First, so that what the neighbours answer is no news. An eventfd's counter cannot overflow by one write.
         let _ = self.stop.write(1);
+        self.links.iter().for_each(|link| link.send_goodbye());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -106,6 +106,10 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
     let mut watched: Vec<Watched<'_>> =
         links.iter().map(|link| Watched { link, received: Vec::new(), gone: false }).collect();
     let mut leaves_until: Option<Instant> = None;
+    // What came along with a handshake may be decrypted already, and then nothing announces it.
+    for neighbour in &mut watched {
+        neighbour.read(links, breaker, false);
+    }
     loop {
         let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         for neighbour in watched.iter().filter(|neighbour| !neighbour.gone) {
@@ -215,7 +219,7 @@ impl Watched<'_> {
     /// It is no news to who leaves itself that a neighbour has gone.
     fn end(&mut self, cause: LossCause, breaker: &Breaker, leaves: bool) {
         self.gone = true;
-        if !leaves {
+        if !leaves && !breaker.has_departed(self.link.rank) {
             self.lose(cause, breaker);
         }
     }

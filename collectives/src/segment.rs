@@ -55,7 +55,8 @@ impl Segment {
 /// A zeroed buffer of `T` in memory that all ranks of the host share. It derefs to a slice.
 ///
 /// Operations on it, or on the same part of it on every rank, work in place. The other ranks write to it within such
-/// operations only. It may outlive its communicator.
+/// operations only. It may outlive its communicator; but after an operation on it has failed, a rank that was held up
+/// may still write to it, so what it holds is not to be relied on, and the next communicator allocates another.
 pub struct SharedBuffer<T> {
     segment: Arc<Segment>,
     len: usize,

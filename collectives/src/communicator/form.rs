@@ -77,7 +77,8 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
     if spans {
         let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
         let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
-        let (connected, controls) = Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout)?;
+        let (connected, controls) = Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout)
+            .inspect_err(|error| links.iter().for_each(|link| link.send_abort(&error.encode())))?;
         network = Some(connected);
         links.extend(controls);
     }

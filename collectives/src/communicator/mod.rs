@@ -45,7 +45,12 @@ impl Communicator {
         let breaker = Arc::clone(&config.abort.0);
         breaker.arm(config.rank)?;
         // Whatever goes wrong ends the breaker as well, so that nothing waits in the background.
-        form::connect(config, &breaker).map_err(|error| breaker.trip(error))
+        form::connect(config, &breaker).map_err(|error| {
+            let error = breaker.trip(error);
+            // A handle that lives on keeps nothing of it.
+            breaker.detach();
+            error
+        })
     }
 
     pub fn rank(&self) -> usize {

@@ -12,7 +12,7 @@ use crate::error::{Error, LossCause};
 use crate::reduce::copy;
 
 use super::region::OUTBOX;
-use super::{GIVE_WAY_FOR, GIVE_WAYS, Group, LOOKS, Patience};
+use super::{GIVE_WAY_FOR, GIVE_WAYS, Group, LOOK_FOR, LOOKS, Patience};
 
 /// A message to the rank at a place, as this rank names it.
 pub(crate) struct Outgoing<'a> {
@@ -89,6 +89,7 @@ impl Group {
             }
             match self.patience {
                 Patience::Look if idle <= LOOKS => std::hint::spin_loop(),
+                Patience::Look if idle_since.elapsed() <= LOOK_FOR => std::thread::yield_now(),
                 Patience::GiveWay if idle <= GIVE_WAYS && idle_since.elapsed() <= GIVE_WAY_FOR => {
                     std::thread::yield_now();
                 }

@@ -19,7 +19,7 @@
 //! Windows and segments are plain memory: between two meetings each byte is written by one rank only, and read by
 //! others only after the next meeting, whose posts order the accesses. Chunk after chunk and operation after operation
 //! uses the next of [`SETS`](region::SETS) sets of windows. A rank that has passed a meeting is at most one meeting
-//! ahead of any other, and what the others still read was written at most two turns before what it writes now; so
+//! ahead of any other, and what the others still read was written at most three turns before what it writes now; so
 //! with four sets nobody writes what somebody reads.
 
 #![allow(unsafe_code)]
@@ -84,7 +84,8 @@ pub(crate) type Wide<'a> = &'a mut (dyn FnMut(DataMut<'_>) -> Result<(), Error> 
 /// How a rank waits before it sleeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Patience {
-    /// Every rank has a processor: looking is the fastest, about 20 microseconds of it.
+    /// Every rank has a processor: looking is the fastest. After some 20 microseconds other threads of the process may
+    /// have one between two looks.
     Look,
     /// Ranks share processors: each gives way to the others, a number of times.
     GiveWay,
@@ -92,6 +93,10 @@ enum Patience {
 
 const LOOKS: u32 = 1000;
 const GIVE_WAYS: u32 = 40;
+
+/// How long a rank with a processor of its own looks before it sleeps: to be woken takes longer than most ranks are
+/// apart.
+const LOOK_FOR: Duration = Duration::from_millis(2);
 
 /// Where many others want the processor, giving way takes long: for no longer than that, since nobody looks meanwhile
 /// whether the communicator has ended.
@@ -205,13 +210,15 @@ impl Group {
     #[cold]
     fn wait_long(&mut self, meeting: u64, call: &Call) -> Result<(), Error> {
         let start = Instant::now();
-        if self.patience == Patience::GiveWay {
-            for _ in 0..GIVE_WAYS {
-                if self.all_have_come(meeting) || start.elapsed() > GIVE_WAY_FOR {
-                    break;
-                }
-                std::thread::yield_now();
+        let (times, limit) = match self.patience {
+            Patience::Look => (u32::MAX, LOOK_FOR),
+            Patience::GiveWay => (GIVE_WAYS, GIVE_WAY_FOR),
+        };
+        for _ in 0..times {
+            if self.all_have_come(meeting) || start.elapsed() > limit {
+                break;
             }
+            std::thread::yield_now();
         }
         let behind = |place: usize| place != self.me && !self.region.post(place, meeting).has_come(meeting);
         self.sleep_until(call, start, &|| self.all_have_come(meeting), &behind)?;

@@ -35,6 +35,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// control connections have told by then.
 const REFUSED: Duration = Duration::from_millis(200);
 
+/// How long of its looking a rank keeps the processor.
+const UNDISTURBED: Duration = Duration::from_micros(20);
+
 /// The connections to one other rank.
 pub(super) struct Channel {
     /// The first carries the headers and all small data.
@@ -223,8 +226,13 @@ impl Links {
         call: &Call,
     ) -> Result<(), Error> {
         let breaker = &*self.identity.breaker;
-        if since.elapsed() < self.spin {
-            std::hint::spin_loop();
+        let waited = since.elapsed();
+        if waited < self.spin {
+            match waited < UNDISTURBED {
+                true => std::hint::spin_loop(),
+                // Other threads of the process may have the processor between two looks.
+                false => std::thread::yield_now(),
+            }
             return breaker.check();
         }
         let mut result = wait(fds, since + self.timeout / 2, breaker);

@@ -40,8 +40,9 @@ use crate::transport::connect::Identity;
 use crate::transport::handshake::Purpose;
 use crate::transport::tls::Tls;
 
-/// How long a rank with a processor of its own looks for data again and again before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long a rank with a processor of its own looks for data again and again before it sleeps: to be woken takes longer
+/// than most ranks are apart.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// This rank's connections to other ranks.
 pub(crate) struct Network {
@@ -84,7 +85,7 @@ impl Network {
             .map_err(|error| identity.system("listener", error))?;
         // Ranks that call themselves different hosts may share one all the same.
         let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
-        let spin = if local_ranks.max(neighbours_here) <= processors() { SPIN } else { Duration::ZERO };
+        let spin = if have_processors(local_ranks.max(neighbours_here)) { SPIN } else { Duration::ZERO };
         let links = Links::new(identity, addresses, tls, table, timeout, spin);
         let mut controls = Vec::new();
         if let Some((next, previous)) = neighbours {
@@ -96,7 +97,10 @@ impl Network {
                 Some(stream) => controls.push(link(previous, stream)),
                 None => {
                     let cause = "it has not connected in time".to_owned();
-                    return Err(links.fail(Error::Connect { rank: previous, cause }));
+                    let error = links.fail(Error::Connect { rank: previous, cause });
+                    // Who is connected already shall not take this rank for the one that is missing.
+                    controls.iter().for_each(|control: &ControlLink| control.send_abort(&error.encode()));
+                    return Err(error);
                 }
             }
         }
@@ -105,8 +109,19 @@ impl Network {
     }
 }
 
-/// Asked once: the answer is read from several files.
-fn processors() -> usize {
-    static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+/// Whether `ranks` ranks of this machine have a processor each. One that may run on fewer than there are ranks is bound
+/// to its own, as the others are to theirs.
+fn have_processors(ranks: usize) -> bool {
+    // The answer is read from several files.
+    static ALLOWED: OnceLock<usize> = OnceLock::new();
+    let allowed = *ALLOWED.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if ranks <= allowed {
+        return true;
+    }
+    let own = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).map_or(0, |own| {
+        (0..nix::sched::CpuSet::count()).filter(|processor| own.is_set(*processor).unwrap_or(false)).count()
+    });
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    // A quota below that is one of time, which all ranks of a container share.
+    own == allowed && own < ranks && online.is_some_and(|online| ranks as i64 <= online)
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::options::Algorithm;
 use super::passage::{self, Buffers};
 use super::{Members, Network};
-use crate::call::Call;
+use crate::call::{Call, Kind};
 use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
 use crate::reduce::{ReduceOp, fold, narrow, widen};
@@ -63,7 +63,7 @@ impl Network {
             Algorithm::RecursiveHalvingDoubling | Algorithm::Direct => halving_doubling(members.me, world, range),
         };
         let schedule = Schedule::pipelined(data.count(), BLOCK / DType::F32.size(), steps);
-        let compressed = data.dtype() == DType::F32 && self.options.compression.is_some();
+        let compressed = self.compresses(call);
         self.in_full_width(data.reborrow(), |network, data| {
             let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
@@ -102,7 +102,7 @@ impl Network {
         if world == 1 {
             return self.all_reduce(members, call, data, op, divisor);
         }
-        let compressed = data.dtype() == DType::F32 && self.options.compression.is_some();
+        let compressed = self.compresses(call);
         self.in_full_width(data, |network, data| {
             let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
@@ -316,6 +316,13 @@ impl Network {
             self.pass(call, &members.ranks, &schedule, &in_place(&block.reborrow()))?;
         }
         Ok(())
+    }
+
+    /// Only what the caller gave as f32 and asked to have reduced: sums of 16-bit floats, which come as f32 from hosts
+    /// of several ranks, are rounded once, at the end.
+    fn compresses(&self, call: &Call) -> bool {
+        let reduces = matches!(call.kind, Kind::AllReduce(_) | Kind::Reduce { .. });
+        call.dtype == DType::F32 && reduces && self.options.compression.is_some()
     }
 
     /// Lets `operation` work on f32 in place of 16-bit floats, which are rounded once at the end.

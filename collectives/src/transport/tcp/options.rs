@@ -80,8 +80,8 @@ const fn rule(ranks_up_to: usize, bytes_up_to: usize, algorithm: Algorithm) -> R
     Rule { ranks_up_to, bytes_up_to, algorithm }
 }
 
-/// Measured on two cores over loopback with `examples/tcp_bench.rs`, for 2, 3, 4 and 8 ranks; beyond them, the ring.
-/// With many ranks a small reduction costs what its messages cost, and a tree needs the fewest; a ring's steps are too
+/// Measured on two cores over loopback with `examples/tcp_bench.rs`, for 2, 3, 4 and 8 ranks; what no rule
+/// fits goes around the ring. With many ranks a small reduction costs what its messages cost, and a tree needs the fewest; a ring's steps are too
 /// many for what is not large.
 const BUILT_IN: [Rule; 7] = [
     rule(2, 64 << 10, Algorithm::Direct),
