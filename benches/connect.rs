@@ -57,7 +57,7 @@ fn name(transports: Transports) -> &'static str {
 }
 
 async fn run(ranks: usize, transports: Transports, round: usize) -> Vec<Reached> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (key, shutdown) = (TokenKey::from_bytes([7; 32]), CancellationToken::new());
     let job_token = key.job_token("default", "connect", &format!("uid-{round}"));

@@ -5,7 +5,7 @@ mod common;
 
 use common::{run, shapes};
 use half::{bf16, f16};
-use muster_collectives::{Communicator, DataMut, Element, ReduceOp};
+use muster_collectives::{Communicator, Compression, DataMut, Element, ReduceOp};
 use proptest::prelude::*;
 
 /// Values of a dtype made from small integers, exact in every dtype, and the plain reference of each operation.
@@ -250,6 +250,22 @@ fn started_operations_run_in_order_beside_the_caller() {
             }
             let broadcast = communicator.start_broadcast(shared, 1).unwrap();
             assert!(broadcast.wait().1.is_ok());
+        });
+    }
+}
+
+/// They came as f32 from hosts of several ranks, and were rounded to bf16 on their way to the others.
+#[test]
+fn compression_leaves_sums_of_16_bit_floats_alone() {
+    for hosts in shapes(3) {
+        let mut configs = common::configs(&hosts, 1, &common::secret());
+        configs.iter_mut().for_each(|config| config.tcp.compression = Some(Compression::Bf16));
+        common::run_with(configs, |communicator| {
+            // A bf16 has no 257, an f16 has.
+            let own = f16::from_f32([129.0, 64.0, 64.0][communicator.rank()]);
+            let mut data = vec![own; 200_000];
+            communicator.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+            assert!(data.iter().all(|value| value.to_f32() == 257.0), "{hosts:?}: {}", data[0]);
         });
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -31,6 +31,18 @@ const MAX_JOBS: usize = 10_000;
 const RETENTION: Duration = Duration::from_secs(900);
 /// A stream must open with its Hello within this time.
 const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections that may wait to be accepted. The members of a large world come all at once; one that finds no room tries
+/// again after a second only.
+const BACKLOG: u32 = 4096;
+
+/// Binds a listener that many may connect to at once.
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {

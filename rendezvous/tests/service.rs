@@ -14,6 +14,21 @@ use tokio_util::sync::CancellationToken;
 
 const LONG: Duration = Duration::from_secs(60);
 
+/// They filled the queue of connections, and who found no room came a second later.
+#[tokio::test]
+async fn a_large_world_finds_room_at_once() {
+    let listener = server::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Nobody accepts: all of them wait in the queue.
+    let all = async {
+        let mut held = Vec::new();
+        for _ in 0..400 {
+            held.push(tokio::net::TcpStream::connect(address).await.unwrap());
+        }
+    };
+    tokio::time::timeout(LONG, all).await.unwrap();
+}
+
 struct Server {
     address: String,
     shutdown: CancellationToken,

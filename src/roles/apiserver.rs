@@ -11,6 +11,7 @@ use muster_api::random::Random;
 use muster_apiserver::auth::Identity;
 use muster_apiserver::{ApiServer, Backend, NodeService, Options, Readiness};
 use muster_operator::training::Metrics;
+use muster_rendezvous::server;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -33,8 +34,7 @@ pub(super) async fn start(
     metrics: Option<Metrics>,
     ports: &mut Ports,
 ) -> Result<Running> {
-    let listener =
-        bind(settings.listen, ports.apiserver).await.with_context(|| format!("--listen {}", settings.listen))?;
+    let listener = bind(settings.listen, ports.apiserver).with_context(|| format!("--listen {}", settings.listen))?;
     let address = listener.local_addr()?;
     ports.apiserver = address.port();
     let pki = Pki::load(folder, address.ip())?;
@@ -76,12 +76,12 @@ impl Running {
 }
 
 /// Port 0 takes the port of the last time, so that kubeconfigs stay true, and where that is taken a free one.
-pub(super) async fn bind(address: SocketAddr, last: u16) -> std::io::Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr, last: u16) -> std::io::Result<TcpListener> {
     if address.port() == 0
         && last != 0
-        && let Ok(listener) = TcpListener::bind(SocketAddr::new(address.ip(), last)).await
+        && let Ok(listener) = server::bind(SocketAddr::new(address.ip(), last))
     {
         return Ok(listener);
     }
-    TcpListener::bind(address).await
+    server::bind(address)
 }

@@ -28,7 +28,7 @@ pub(super) struct Prepared {
 pub(super) async fn prepare(settings: &ServerSettings, folder: &DataFolder, ports: &mut Ports) -> Result<Prepared> {
     let key = pki::rendezvous_key(folder)?;
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let listener = bind(any_port, ports.rendezvous).await.context("failed to bind the rendezvous")?;
+    let listener = bind(any_port, ports.rendezvous).context("failed to bind the rendezvous")?;
     let address = listener.local_addr()?;
     ports.rendezvous = address.port();
     let signer = key.clone();
