@@ -16,6 +16,8 @@ measure() {
   local name=$1; shift
   say "$name"
   "$muster" bench "$@" --raw "$results/$name.jsonl" --svg "$results/$name.svg" | tee "$results/$name.txt"
+  # Whose folders they were is nobody's business.
+  sed -i "s|$repository/||g; s|$muster_cache|~/.cache/muster|g" "$results/$name.jsonl"
 }
 
 measure all-reduce-2-ranks all_reduce --compare gloo,mpi --ranks 2
