@@ -93,16 +93,14 @@ fn the_last_words_of_a_cancelled_job_are_shown() {
     let mut command = muster(home.path());
     let polite = "trap 'sleep 0.3; echo kept step 7; exit 0' TERM; echo up; while :; do sleep 0.1; done";
     command.args(["run", "--workers", "2", "--", "sh", "-c", polite]).env("HOME", home.path());
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let pid = child.id() as i32;
-    eventually("both ranks to run", || {
-        (process::all_of(home.path()).iter().filter(|(_, command)| command.starts_with("sh -c trap")).count() >= 2)
-            .then_some(())
-    });
-    process::signal(pid, 2);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    // Both have said that they run, so both are ready to be asked to end.
+    assert_eq!(lines.by_ref().filter(|line| line.ends_with("up")).take(2).count(), 2);
+    process::signal(child.id() as i32, 2);
+    assert_eq!(lines.filter(|line| line.ends_with("kept step 7")).count(), 2);
     let ended = ended(child.wait_with_output().unwrap());
     assert_eq!(ended.code, 130, "{ended:?}");
-    assert_eq!(ended.stdout.matches("kept step 7").count(), 2, "{ended:?}");
 }
 
 /// It ended with nothing but the number of failed replicas, or waited without a word.
