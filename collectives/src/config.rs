@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::breaker::AbortHandle;
 use crate::error::Error;
 use crate::flight::LABEL_MAX;
+use crate::transport::shm::options::ShmOptions;
 use crate::transport::tcp::options::TcpOptions;
 
 /// One rank, as membership gives it.
@@ -64,6 +65,7 @@ pub struct Config {
     pub listener: TcpListener,
     pub secret: Secret,
     pub transports: Transports,
+    pub shm: ShmOptions,
     pub tcp: TcpOptions,
     /// How long `connect` waits for the other ranks.
     pub connect_timeout: Duration,
@@ -85,6 +87,7 @@ impl Config {
             listener,
             secret,
             transports: Transports::All,
+            shm: ShmOptions::default(),
             tcp: TcpOptions::default(),
             connect_timeout: Duration::from_secs(60),
             timeout: Duration::from_secs(120),

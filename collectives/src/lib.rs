@@ -46,4 +46,5 @@ pub use error::{Error, LossCause};
 pub use pending::{OwnedBuffer, Pending, RawBuffer};
 pub use reduce::ReduceOp;
 pub use segment::SharedBuffer;
+pub use transport::shm::options::{Reading, ShmOptions};
 pub use transport::tcp::options::{Algorithm, Compression, Rule, TcpOptions};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, Peer, Secret, Transports};
 use crate::error::Error;
 use crate::transport::handshake::tag;
+use crate::transport::shm::options::ShmOptions;
 use crate::transport::tcp::options::TcpOptions;
 
 pub(crate) struct Origin {
@@ -13,6 +14,7 @@ pub(crate) struct Origin {
     pub(crate) peers: Vec<Peer>,
     pub(crate) secret: Secret,
     pub(crate) transports: Transports,
+    pub(crate) shm: ShmOptions,
     pub(crate) tcp: TcpOptions,
     pub(crate) connect_timeout: Duration,
     pub(crate) timeout: Duration,
@@ -75,6 +77,7 @@ impl Origin {
         let mut config = Config::new(place, epoch, peers, listener, secret);
         config.label = self.label.clone();
         config.transports = self.transports;
+        config.shm = self.shm;
         config.tcp = self.tcp.clone();
         config.connect_timeout = self.connect_timeout;
         config.timeout = self.timeout;

@@ -5,7 +5,8 @@
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use memmap2::MmapRaw;
 
@@ -35,10 +36,15 @@ impl Segment {
         Segment { map, id, me, stride }
     }
 
+    /// Whether the rank at `place` has `bytes` bytes from `offset` of its part.
+    pub(crate) fn holds(&self, place: usize, offset: usize, bytes: usize) -> bool {
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.stride);
+        fits && (place + 1) * self.stride <= self.map.len()
+    }
+
     /// `bytes` bytes from `offset` of the part of the rank at `place`.
     pub(crate) fn at(&self, place: usize, offset: usize, bytes: usize) -> *mut u8 {
-        let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.stride);
-        assert!(fits && (place + 1) * self.stride <= self.map.len(), "the range lies within the rank's part");
+        assert!(self.holds(place, offset, bytes), "the range lies within the rank's part");
         // SAFETY: just checked to lie within the mapping.
         unsafe { self.map.as_mut_ptr().add(place * self.stride + offset) }
     }
@@ -49,6 +55,47 @@ impl Segment {
         let offset = pointer.addr().checked_sub(start)?;
         let fits = offset.checked_add(bytes)? <= self.stride;
         fits.then_some(Location { segment: self.id, offset: offset as u64 })
+    }
+}
+
+/// The segments of a communicator whose buffers are still in use here.
+#[derive(Default)]
+pub(crate) struct Segments {
+    list: Mutex<Vec<Weak<Segment>>>,
+    /// How many there may be, readable without the lock.
+    count: AtomicUsize,
+}
+
+impl Segments {
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Segment>>> {
+        self.list.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn add(&self, segment: &Arc<Segment>) {
+        let mut list = self.lock();
+        list.retain(|segment| segment.strong_count() > 0);
+        list.push(Arc::downgrade(segment));
+        self.count.store(list.len(), Ordering::Release);
+    }
+
+    fn search<T>(&self, found: impl Fn(&Segment) -> Option<T>) -> Option<(Arc<Segment>, T)> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.lock().iter().filter_map(Weak::upgrade).find_map(|segment| {
+            let found = found(&segment)?;
+            Some((segment, found))
+        })
+    }
+
+    /// The segment that holds `bytes` bytes from `pointer`, if they were allocated here.
+    #[inline]
+    pub(crate) fn locate(&self, pointer: *const u8, bytes: usize) -> Option<(Arc<Segment>, Location)> {
+        self.search(|segment| segment.locate(pointer, bytes))
+    }
+
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<Segment>> {
+        self.search(|segment| (segment.id == id).then_some(())).map(|(segment, ())| segment)
     }
 }
 

@@ -1,7 +1,6 @@
 //! How a communicator comes to be: the ranks of a host share memory, and all ranks meet over the network where there
 //! are several hosts.
 
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -15,8 +14,9 @@ use crate::flight::{Recorder, Seat};
 use crate::monitor::{ControlLink, Monitor};
 use crate::order::Order;
 use crate::origin::Origin;
+use crate::segment::Segments;
 use crate::transport::connect::Identity;
-use crate::transport::shm::{Group, Life, Region};
+use crate::transport::shm::{Group, Life, Region, Seats};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::{Members, Network};
 use crate::transport::{memory, unix};
@@ -32,6 +32,7 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
         listener,
         secret,
         transports,
+        shm,
         tcp,
         connect_timeout,
         timeout,
@@ -43,6 +44,7 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
         peers: peers.clone(),
         secret: secret.clone(),
         transports,
+        shm,
         tcp: tcp.clone(),
         connect_timeout,
         timeout,
@@ -99,7 +101,11 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
             Some(life.map_err(|error| identity.system("thread", error))?)
         }
     };
-    let group = region.map(|region| Group::new(region, place, members, Arc::clone(breaker), timeout, spans));
+    let segments = Arc::new(Segments::default());
+    let group = region.map(|region| {
+        let seats = Seats { region, me: place, ranks: members, spans };
+        Group::new(seats, Arc::clone(breaker), timeout, Arc::clone(&segments), shm)
+    });
     let breaker = Arc::clone(breaker);
     let engine = Engine {
         topology,
@@ -124,8 +130,7 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
         recorder,
         order: Order::default(),
         engine: Mutex::new(engine),
-        segments: Mutex::default(),
-        allocated: AtomicUsize::new(0),
+        segments,
         origin,
     };
     Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })

@@ -1,8 +1,7 @@
 //! What a communicator shares with the threads that carry out its started operations: each operation waits for its
 //! turn here, is recorded, and is handed to the engine.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex};
 
 use crate::breaker::Breaker;
 use crate::call::{Call, Kind};
@@ -13,7 +12,7 @@ use crate::flight::Recorder;
 use crate::order::{Order, Ticket};
 use crate::origin::Origin;
 use crate::reduce::ReduceOp;
-use crate::segment::Segment;
+use crate::segment::Segments;
 
 pub(super) struct Inner {
     pub(super) rank: usize,
@@ -23,17 +22,11 @@ pub(super) struct Inner {
     pub(super) recorder: Arc<Recorder>,
     pub(super) order: Order,
     pub(super) engine: Mutex<Engine>,
-    pub(super) segments: Mutex<Vec<Weak<Segment>>>,
-    /// How many segments there may be, readable without the lock.
-    pub(super) allocated: AtomicUsize,
+    pub(super) segments: Arc<Segments>,
     pub(super) origin: Origin,
 }
 
 impl Inner {
-    pub(super) fn segments(&self) -> MutexGuard<'_, Vec<Weak<Segment>>> {
-        self.segments.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     #[inline]
     pub(super) fn in_order<R>(
         &self,
@@ -64,18 +57,6 @@ impl Inner {
         })
     }
 
-    /// The segment that holds the buffer, if it was allocated here.
-    #[inline]
-    pub(super) fn locate(&self, pointer: *const u8, bytes: usize) -> Located {
-        if self.allocated.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        self.segments().iter().filter_map(Weak::upgrade).find_map(|segment| {
-            let location = segment.locate(pointer, bytes)?;
-            Some((segment, location))
-        })
-    }
-
     #[inline]
     pub(super) fn all_reduce(
         &self,
@@ -97,7 +78,7 @@ impl Inner {
         if !engine.reduces_in_place(bytes) || input.pointer() != output.pointer().cast_const() {
             return None;
         }
-        self.locate(input.pointer(), bytes)
+        self.segments.locate(input.pointer(), bytes)
     }
 
     pub(super) fn reduce(
@@ -116,7 +97,7 @@ impl Inner {
 
     pub(super) fn broadcast(&self, ticket: Ticket, data: DataMut<'_>, root: u32) -> Result<(), Error> {
         self.run(ticket, Kind::Broadcast { root }, data.dtype(), data.count(), |engine, call| {
-            let located = self.locate(data.pointer(), data.byte_len());
+            let located = self.segments.locate(data.pointer(), data.byte_len());
             engine.broadcast(call, data, root as usize, &located)
         })
     }

@@ -4,7 +4,6 @@ mod form;
 mod inner;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use crate::background::Background;
@@ -90,10 +89,7 @@ impl Communicator {
         let ticket = self.inner.order.ticket();
         let segment =
             self.inner.run(ticket, Kind::Allocate, T::DTYPE, len, |engine, call| engine.allocate(call, stride))?;
-        let mut segments = self.inner.segments();
-        segments.retain(|segment| segment.strong_count() > 0);
-        segments.push(Arc::downgrade(&segment));
-        self.inner.allocated.store(segments.len(), Ordering::Release);
+        self.inner.segments.add(&segment);
         Ok(SharedBuffer::new(segment, len))
     }
 

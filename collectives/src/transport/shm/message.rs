@@ -3,6 +3,9 @@
 //! The sender posts a chunk's number and whom it is for; the receiver copies it out and says that it has taken it. Two
 //! chunks may be on their way at a time. A message is sent once its receiver has taken all of it, so the buffers are
 //! always free for the next one.
+//!
+//! A long one is offered first: the first chunk is empty and says where the message lies. The receiver reads it there
+//! and has taken all of it, or takes the empty chunk alone, and the others follow.
 
 use std::time::Instant;
 
@@ -11,6 +14,8 @@ use crate::element::{Data, DataMut};
 use crate::error::{Error, LossCause};
 use crate::reduce::copy;
 
+use super::protocol::OFFER_WORDS;
+use super::read::place_of;
 use super::region::OUTBOX;
 use super::{GIVE_WAY_FOR, GIVE_WAYS, Group, LOOK_FOR, LOOKS, Patience};
 
@@ -33,12 +38,20 @@ struct Progress {
     bytes: usize,
     chunks: u64,
     done: u64,
+    /// Whether an empty chunk comes first.
+    is_offered: bool,
 }
 
 impl Progress {
     fn new(bytes: usize) -> Progress {
         // One without data has a chunk as well: the receiver waits for it.
-        Progress { bytes, chunks: bytes.div_ceil(OUTBOX).max(1) as u64, done: 0 }
+        Progress { bytes, chunks: bytes.div_ceil(OUTBOX).max(1) as u64, done: 0, is_offered: false }
+    }
+
+    /// The message is offered, by a chunk more.
+    fn offer(&mut self) {
+        self.is_offered = true;
+        self.chunks += 1;
     }
 
     fn is_over(&self) -> bool {
@@ -47,7 +60,10 @@ impl Progress {
 
     /// Where the next chunk begins, and how long it is.
     fn next(&self) -> (usize, usize) {
-        let start = self.done as usize * OUTBOX;
+        if self.is_offered && self.done == 0 {
+            return (0, 0);
+        }
+        let start = (self.done - u64::from(self.is_offered)) as usize * OUTBOX;
         (start, OUTBOX.min(self.bytes - start))
     }
 }
@@ -62,8 +78,14 @@ impl Group {
         let mut sent = outgoing.as_ref().map(|outgoing| Progress::new(outgoing.data.byte_len()));
         let mut received = incoming.as_ref().map(|incoming| Progress::new(incoming.data.byte_len()));
         let first = self.sent;
-        if let Some(outgoing) = &outgoing {
-            self.region.outbox(self.me).announce(&outgoing.call.words());
+        if let (Some(outgoing), Some(sent)) = (&outgoing, &mut sent) {
+            let mut offer = [0; OFFER_WORDS];
+            if self.offers(sent.bytes) {
+                sent.offer();
+                let [address, _, segment, offset] = place_of(self, outgoing.data.pointer(), sent.bytes);
+                offer = [address, segment, offset];
+            }
+            self.region.outbox(self.me).announce(&outgoing.call.words(), &offer);
         }
         let (mut idle, mut idle_since) = (0, Instant::now());
         loop {
@@ -102,10 +124,11 @@ impl Group {
                         (Some(outgoing), _) => outgoing.call,
                         _ => return Ok(()),
                     };
-                    let may_send = sent.as_ref().is_some_and(|sent| !sent.is_over());
+                    let may_send =
+                        |group: &Group| sent.as_ref().is_some_and(|sent| !sent.is_over() && group.has_room(sent));
                     let is_over = sent.as_ref().is_some_and(Progress::is_over) && !is_sent;
                     let done = || {
-                        (may_send && self.has_room())
+                        may_send(self)
                             || (is_over && self.all_taken())
                             || sender.is_some_and(|sender| self.region.outbox(sender).next_for(self.me).is_some())
                     };
@@ -116,8 +139,12 @@ impl Group {
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.region.outbox(self.me).has_room(self.sent)
+    /// Whether the next chunk can be sent. What follows an offer waits for the answer.
+    fn has_room(&self, sent: &Progress) -> bool {
+        match sent.is_offered && sent.done == 1 {
+            true => self.all_taken(),
+            false => self.region.outbox(self.me).has_room(self.sent),
+        }
     }
 
     fn all_taken(&self) -> bool {
@@ -125,8 +152,12 @@ impl Group {
     }
 
     fn send_next(&mut self, outgoing: &Outgoing<'_>, sent: &mut Progress, first: u64) -> bool {
-        if sent.is_over() || !self.has_room() {
+        if sent.is_over() || !self.has_room(sent) {
             return false;
+        }
+        if sent.is_offered && sent.done == 1 && self.region.outbox(self.me).is_read(self.sent) {
+            sent.done = sent.chunks;
+            return true;
         }
         let (start, length) = sent.next();
         let target = self.region.outbox_buffer(self.me, self.sent, length);
@@ -157,12 +188,24 @@ impl Group {
                 }));
             }
         }
+        let [address, segment, offset] = outbox.offer();
+        if received.done == 0 && address != 0 {
+            let place = [address, received.bytes as u64, segment, offset];
+            if self.take_place(incoming.from, place, &incoming.data, &(0..incoming.data.count()))? {
+                received.done = received.chunks;
+                self.region.outbox(incoming.from).take(number, true);
+                self.region.head().ring_for_sleepers();
+                return Ok(true);
+            }
+            received.offer();
+        }
+        let outbox = self.region.outbox(incoming.from);
         let (start, length) = received.next();
         let source = self.region.outbox_buffer(incoming.from, number, length);
         // SAFETY: the chunk lies within the data, and the sender does not touch its buffer before it is taken.
         unsafe { copy(source.cast_const(), incoming.data.pointer().add(start), length) };
         received.done += 1;
-        outbox.take(number);
+        outbox.take(number, false);
         self.region.head().ring_for_sleepers();
         Ok(true)
     }

@@ -5,12 +5,13 @@
 //! that disagree find out before any data is touched. Two lines a rank are enough: who posts meeting m + 2 has passed
 //! m + 1, to which everybody came after having read the posts of m.
 //!
-//! Data moves in one of three ways:
+//! Data moves in one of four ways:
 //! - *at once* ([`small`]): every rank copies its data to its window, all meet, and each folds all windows for itself.
 //!   One meeting, the least there can be.
 //! - *in place* ([`direct`]): buffers that lie in shared memory are folded where they are; each rank folds its slice
 //!   of all and writes it to all. Two meetings, no copies.
 //! - *in chunks* ([`staged`], [`moved`]): private buffers pass through the windows, which stay in cache.
+//! - *at its place* ([`read`]): much data that only moves is read where it lies, in one copy.
 //!
 //! With other hosts in it, a reduction goes through the windows to the leaders ([`wide`]).
 //!
@@ -28,7 +29,9 @@ mod direct;
 mod life;
 mod message;
 mod moved;
+pub(crate) mod options;
 mod protocol;
+mod read;
 mod region;
 mod small;
 mod staged;
@@ -43,10 +46,13 @@ use crate::call::{Call, Location, odd_one};
 use crate::element::{DType, DataMut};
 use crate::error::{Error, LossCause};
 use crate::schedule::part;
+use crate::segment::Segments;
 
 pub(crate) use life::Life;
 pub(crate) use message::{Incoming, Outgoing};
+use options::ShmOptions;
 use protocol::WORDS;
+use read::Reader;
 pub(crate) use region::Region;
 pub(crate) use staged::Buffers;
 
@@ -59,6 +65,17 @@ enum Placement {
     Mixed,
     /// None lies in a segment.
     Private,
+}
+
+/// Who shares the memory of a region.
+pub(crate) struct Seats {
+    pub(crate) region: Arc<Region>,
+    /// This rank's place.
+    pub(crate) me: usize,
+    /// World ranks by place.
+    pub(crate) ranks: Vec<usize>,
+    /// Whether there are other hosts.
+    pub(crate) spans: bool,
 }
 
 /// One rank's place among the ranks of its host.
@@ -76,6 +93,8 @@ pub(crate) struct Group {
     turn: u64,
     /// Chunks of messages that this rank has posted.
     sent: u64,
+    segments: Arc<Segments>,
+    reader: Reader,
 }
 
 /// The work that the leader does between hosts while the others wait, on elements that lie in shared memory.
@@ -104,16 +123,18 @@ const GIVE_WAY_FOR: Duration = Duration::from_millis(1);
 
 impl Group {
     pub(crate) fn new(
-        region: Arc<Region>,
-        me: usize,
-        ranks: Vec<usize>,
+        seats: Seats,
         breaker: Arc<Breaker>,
         timeout: Duration,
-        spans: bool,
+        segments: Arc<Segments>,
+        options: ShmOptions,
     ) -> Group {
+        let Seats { region, me, ranks, spans } = seats;
         region.tell_processors(me);
+        let reader = Reader::new(&region, me, options.reading);
         // Until the first meeting nobody knows where the others run.
-        Group { region, me, ranks, breaker, timeout, spans, patience: Patience::GiveWay, meetings: 0, turn: 0, sent: 0 }
+        let patience = Patience::GiveWay;
+        Group { region, me, ranks, breaker, timeout, spans, patience, meetings: 0, turn: 0, sent: 0, segments, reader }
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -172,6 +193,12 @@ impl Group {
             _ if nowhere => Placement::Private,
             _ => Placement::Mixed,
         })
+    }
+
+    /// Whether the ranks have come to the last meeting, at which they agreed, with data in one segment.
+    fn all_in_one_segment(&self) -> bool {
+        let segment = |place: usize| self.region.post(place, self.meetings).words()[3];
+        segment(self.me) != 0 && self.others().all(|place| segment(place) == segment(self.me))
     }
 
     #[inline]

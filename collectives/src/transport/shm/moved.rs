@@ -1,4 +1,5 @@
-//! Operations that only move data: what one rank puts into its window, others copy from there. One meeting a chunk.
+//! Operations that only move data: what one rank puts into its window, others copy from there, one meeting a chunk; or
+//! they read it where it lies, see `read`.
 
 use crate::call::{Call, Location};
 use crate::element::{Data, DataMut};
@@ -43,13 +44,21 @@ impl Group {
             unsafe { copy(data.at(piece.start).cast_const(), windows, piece.len() * size) };
         };
         let sends = self.me == root;
-        if sends && segment.is_none() {
-            show(self, 0);
+        let is_read = self.reads_broadcast(data.byte_len());
+        let send = |_: usize| if sends { 0..count } else { 0..0 };
+        match is_read {
+            true if sends => self.show_places(data.as_data(), &send),
+            false if sends && segment.is_none() => show(self, 0),
+            _ => {}
         }
         match self.agree(call, segment.map(|(_, location)| location))? {
             Placement::Direct(location) => {
                 let (segment, _) = segment.expect("a direct placement is this rank's own");
                 return self.broadcast_in_place(call, &data, root, (segment, location));
+            }
+            _ if is_read => {
+                let receive = |from: usize| if from == root { 0..count } else { 0..0 };
+                return self.take_places(call, &data, &receive);
             }
             Placement::Mixed => {
                 if sends && segment.is_some() {
@@ -104,13 +113,15 @@ impl Group {
                 }
             }
         };
-        show(self, 0);
-        self.agree(call, None)?;
+        let is_read = self.show_or_stage(call, longest * size, input, send, &|group| show(group, 0))?;
         let (own, mine) = (send(self.me), receive(self.me));
         assert_eq!(own.len(), mine.len(), "a rank receives from itself what it sends to itself");
         // SAFETY: both ranges lie within their buffers, which `part` checks, and the buffers are disjoint or, in
         // place, the two ranges one and the same.
         unsafe { std::ptr::copy(input.part(&own), output.part(&mine), own.len() * size) };
+        if is_read {
+            return self.take_places(call, &output, receive);
+        }
         for chunk in 0..chunks {
             if chunk > 0 {
                 self.meet(call)?;
@@ -150,12 +161,16 @@ impl Group {
             // SAFETY: as for an exchange.
             unsafe { copy(input.part(&piece), window, length) };
         };
-        show(self, 0);
-        self.agree(call, None)?;
+        let send = |_: usize| 0..count;
+        let is_read = self.show_or_stage(call, count * size, input, &send, &|group| show(group, 0))?;
         if receives {
             let own = self.me * count..(self.me + 1) * count;
             // SAFETY: as for an exchange.
             unsafe { std::ptr::copy(input.part(&(0..count)), output.part(&own), count * size) };
+        }
+        if is_read {
+            let receive = |from: usize| if receives { from * count..(from + 1) * count } else { 0..0 };
+            return self.take_places(call, &output, &receive);
         }
         for chunk in 0..chunks {
             if chunk > 0 {

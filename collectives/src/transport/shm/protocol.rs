@@ -82,9 +82,22 @@ pub(super) struct Outbox {
     posted: AtomicU64,
     /// The call of the message that the chunks belong to.
     words: [AtomicU64; CALL_WORDS],
-    /// The number of the last chunk that its receiver has copied out.
-    taken: Line<AtomicU64>,
+    /// Where all of it lies, if its receiver may read it there: then the first chunk is empty, and the only one if the
+    /// receiver has.
+    offer: [AtomicU64; OFFER_WORDS],
+    taken: Line<Taken>,
 }
+
+#[repr(C)]
+struct Taken {
+    /// The number of the last chunk that its receiver has copied out.
+    chunks: AtomicU64,
+    /// That of the last chunk with which it has read all of a message. Written first.
+    read: AtomicU64,
+}
+
+/// An address, a segment and an offset there.
+pub(super) const OFFER_WORDS: usize = 3;
 
 const CALL_WORDS: usize = crate::call::CALL_BYTES / 8;
 
@@ -92,11 +105,15 @@ const CALL_WORDS: usize = crate::call::CALL_BYTES / 8;
 const NUMBER: u32 = 48;
 
 impl Outbox {
-    /// Says what comes next. All that was posted has been taken.
-    pub(super) fn announce(&self, words: &[u64; CALL_WORDS]) {
-        for (word, value) in self.words.iter().zip(words) {
+    /// Says what comes next, and where it can be read, or zeros. All that was posted has been taken.
+    pub(super) fn announce(&self, words: &[u64; CALL_WORDS], offer: &[u64; OFFER_WORDS]) {
+        for (word, value) in self.words.iter().chain(&self.offer).zip(words.iter().chain(offer)) {
             word.store(*value, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn offer(&self) -> [u64; OFFER_WORDS] {
+        std::array::from_fn(|index| self.offer[index].load(Ordering::Relaxed))
     }
 
     pub(super) fn words(&self) -> [u64; CALL_WORDS] {
@@ -113,12 +130,21 @@ impl Outbox {
         let posted = self.posted.load(Ordering::Acquire);
         let (to, number) = (posted >> NUMBER, posted & ((1 << NUMBER) - 1));
         // Who sees its own place here is the only one to take, until all is taken.
-        let taken = self.taken.0.load(Ordering::Acquire);
+        let taken = self.taken();
         (to == place as u64 && taken < number).then_some(taken)
     }
 
-    pub(super) fn take(&self, number: u64) {
-        self.taken.0.store(number + 1, Ordering::Release);
+    /// Chunk `number` has been copied out, or all of the message that it offers has been read.
+    pub(super) fn take(&self, number: u64, is_read: bool) {
+        if is_read {
+            self.taken.0.read.store(number + 1, Ordering::Relaxed);
+        }
+        self.taken.0.chunks.store(number + 1, Ordering::Release);
+    }
+
+    /// Whether all of the message has been read with the last of `sent` chunks, which has been taken.
+    pub(super) fn is_read(&self, sent: u64) -> bool {
+        self.taken.0.read.load(Ordering::Relaxed) == sent
     }
 
     /// Whether a buffer is free for the chunk after `sent` others.
@@ -128,7 +154,7 @@ impl Outbox {
     }
 
     pub(super) fn taken(&self) -> u64 {
-        self.taken.0.load(Ordering::Acquire)
+        self.taken.0.chunks.load(Ordering::Acquire)
     }
 }
 
@@ -209,6 +235,11 @@ impl Head {
         self.ring_bell();
     }
 
+    /// Whether anybody ends the communicator, even if it has not said why yet.
+    pub(super) fn is_ending(&self) -> bool {
+        self.abort.0.state.load(Ordering::SeqCst) != 0
+    }
+
     pub(super) fn abort(&self) -> Option<Error> {
         let record = &self.abort.0;
         if record.state.load(Ordering::Acquire) != 2 {
@@ -246,5 +277,10 @@ mod tests {
     #[test]
     fn a_post_is_one_cache_line() {
         assert!(std::mem::offset_of!(Post, words) + size_of::<[AtomicU64; WORDS]>() <= 64);
+    }
+
+    #[test]
+    fn what_a_message_begins_with_is_one_cache_line() {
+        assert!(std::mem::offset_of!(Outbox, offer) + size_of::<[AtomicU64; OFFER_WORDS]>() <= 64);
     }
 }

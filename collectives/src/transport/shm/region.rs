@@ -23,6 +23,7 @@ struct Slot {
     posts: [Post; 2],
     outbox: Outbox,
     left: Line<AtomicU32>,
+    door: DoorWords,
     /// The processors that the rank may run on, as bits.
     processors: [AtomicU64; PROCESSORS / 64],
     /// How many of them it may use at a time.
@@ -31,6 +32,50 @@ struct Slot {
     life: std::sync::atomic::AtomicU32,
     /// Counts up as long as the rank waits for others.
     pulse: AtomicU64,
+}
+
+/// Where the others can read a rank's memory, and how it wants to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Door {
+    pub(super) process: u64,
+    /// Where its token lies in its own memory.
+    pub(super) address: u64,
+    pub(super) token: [u64; 2],
+    /// See [`Reading::word`](super::options::Reading::word).
+    pub(super) reading: u64,
+}
+
+#[repr(C, align(128))]
+pub(super) struct DoorWords {
+    words: [AtomicU64; 5],
+    /// Whether the rank has found that it may read all others' memory.
+    reads_all: AtomicU64,
+}
+
+impl DoorWords {
+    /// Before anything else that others wait for.
+    pub(super) fn open(&self, door: &Door) {
+        let Door { process, address, token: [first, second], reading } = *door;
+        for (word, value) in self.words.iter().zip([process, address, first, second, reading]) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn look(&self) -> Door {
+        let [process, address, first, second, reading] =
+            std::array::from_fn(|index| self.words[index].load(Ordering::Relaxed));
+        Door { process, address, token: [first, second], reading }
+    }
+
+    /// Says before a meeting whether the rank may read all others' memory.
+    pub(super) fn tell(&self, may: bool) {
+        self.reads_all.store(may.into(), Ordering::Relaxed);
+    }
+
+    /// Whether it has said so; after that meeting.
+    pub(super) fn has_told(&self) -> bool {
+        self.reads_all.load(Ordering::Relaxed) == 1
+    }
 }
 
 /// The mapped memory of one group.
@@ -60,6 +105,14 @@ impl Region {
     pub(crate) fn new(map: MmapRaw, ranks: usize, window: usize) -> Region {
         assert_eq!(map.len(), Region::length(ranks, window), "the memory has the region's size");
         Region { map, ranks, window }
+    }
+
+    pub(super) fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    pub(super) fn door(&self, place: usize) -> &DoorWords {
+        &self.slot(place).door
     }
 
     /// Bytes of a window.
@@ -238,14 +291,16 @@ mod tests {
                     let post = region.post(place, meeting);
                     let [first, second, third, ..] = post.words();
                     let call = crate::call::Call::from_words([first, second, third]);
+                    let door = region.door(place).look();
+                    let _ = (door, super::super::options::Reading::from_word(door.reading), region.door(place).has_told());
                     let _ = (post.has_come(meeting), call.map(|call| call.to_string()));
                 }
                 let outbox = region.outbox(place);
-                let _ = (outbox.words(), outbox.has_room(seed), outbox.taken());
+                let _ = (outbox.words(), outbox.offer(), outbox.has_room(seed), outbox.taken(), outbox.is_read(seed));
                 for to in 0..3 {
                     if let Some(number) = outbox.next_for(to) {
                         region.outbox_buffer(place, number, OUTBOX);
-                        outbox.take(number);
+                        outbox.take(number, seed % 2 == 0);
                     }
                 }
             }
