@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{configs, connect_with, run, secret, shapes};
+use common::{configs, connect_with, run, run_both_ways, secret, shapes};
 use half::bf16;
 use muster_collectives::{Communicator, Element, Error, ReduceOp};
 use proptest::prelude::*;
@@ -78,7 +78,7 @@ fn gather_and_scatter<T: Mark>(communicator: &Communicator, count: usize) {
 fn gather_scatter_and_all_gather() {
     for world in 1..=9 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 for count in [0, 1, 7, 130] {
                     gather_and_scatter::<f64>(communicator, count);
                     gather_and_scatter::<f32>(communicator, count);
@@ -96,7 +96,7 @@ fn gather_scatter_and_all_gather() {
 fn long_parts_go_in_chunks() {
     for world in [2, 3] {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 let count = 700_001;
                 gather_and_scatter::<f32>(communicator, count);
                 all_to_all::<i16>(communicator, count);
@@ -122,7 +122,7 @@ fn all_to_all<T: Mark>(communicator: &Communicator, count: usize) {
 fn all_to_all_with_equal_parts() {
     for world in 1..=9 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 for count in [0, 1, 5, 1001] {
                     all_to_all::<f64>(communicator, count);
                     all_to_all::<bf16>(communicator, count);
@@ -226,7 +226,7 @@ fn all_reduce_beside_its_input() {
 fn messages_go_round_a_ring_and_back() {
     for world in 2..=5 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 let rank = communicator.rank();
                 let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
                 for count in [0, 1, 1000, 100_003] {
@@ -255,7 +255,7 @@ fn messages_go_round_a_ring_and_back() {
 #[test]
 fn messages_are_counted_for_their_two_ranks_alone() {
     for hosts in shapes(3) {
-        run(&hosts, |communicator| {
+        run_both_ways(&hosts, |communicator| {
             for message in 0..50u8 {
                 match communicator.rank() {
                     0 => communicator.send(&vec![message; 10], 2).unwrap(),
@@ -329,7 +329,7 @@ fn an_uneven_all_to_all_that_does_not_add_up_names_a_rank() {
 #[test]
 fn a_split_world_works_in_its_parts() {
     for hosts in shapes(5) {
-        run(&hosts, |communicator| {
+        run_both_ways(&hosts, |communicator| {
             let rank = communicator.rank();
             let color = [Some(7), Some(9), Some(7), None, Some(7)][rank];
             // Against the order of ranks.
@@ -360,7 +360,7 @@ fn a_split_world_works_in_its_parts() {
 #[test]
 fn all_kinds_run_beside_the_caller_in_order() {
     for hosts in shapes(3) {
-        run(&hosts, |communicator| {
+        run_both_ways(&hosts, |communicator| {
             let (rank, world) = (communicator.rank(), communicator.world());
             let gathered = communicator.start_all_gather(vec![rank as i32; 4], vec![0i32; 12]).unwrap();
             let scattered =
@@ -405,7 +405,7 @@ proptest! {
             // Nothing at all between some.
             if mixed.is_multiple_of(3) { 0 } else { mixed as usize % (scale + 1) }
         };
-        run(&hosts, |communicator| {
+        run_both_ways(&hosts, |communicator| {
             let rank = communicator.rank();
             let sent: Vec<usize> = (0..world).map(|to| amount(rank, to)).collect();
             let received: Vec<usize> = (0..world).map(|from| amount(from, rank)).collect();
@@ -423,7 +423,7 @@ proptest! {
 #[test]
 fn many_ranks_on_one_host() {
     for world in [17, 20] {
-        run(&vec!["a"; world], |communicator| {
+        run_both_ways(&vec!["a"; world], |communicator| {
             for count in [0, 1, 61, 1009] {
                 gather_and_scatter::<i16>(communicator, count);
                 all_to_all::<u8>(communicator, count);

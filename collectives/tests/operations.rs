@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{run, shapes};
+use common::{run, run_both_ways, shapes};
 use half::{bf16, f16};
 use muster_collectives::{Communicator, Compression, DataMut, Element, ReduceOp};
 use proptest::prelude::*;
@@ -109,7 +109,7 @@ fn all_reduce_of_every_dtype_and_operation() {
 fn long_buffers_go_in_turns() {
     for world in [2, 3] {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 all_reduce::<f32>(communicator, ReduceOp::Sum, 1_000_003);
                 all_reduce::<bf16>(communicator, ReduceOp::Mean, 700_001);
                 let count = 1_500_007;
@@ -127,7 +127,7 @@ fn long_buffers_go_in_turns() {
 fn broadcast_from_every_root() {
     for world in 1..=8 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 for root in 0..world {
                     for count in [0, 1, 5, 1000] {
                         let mut data: Vec<i32> = (0..count).map(|i| (i * 10 + communicator.rank()) as i32).collect();
@@ -162,7 +162,7 @@ fn a_barrier_waits_for_everybody() {
 fn all_gather_and_reduce_scatter() {
     for world in 1..=5 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 for count in [0, 1, 3, 100] {
                     let rank = communicator.rank();
                     let mine = vec![rank as f32; count];
@@ -187,7 +187,7 @@ fn all_gather_and_reduce_scatter() {
 fn shared_buffers_are_reduced_wherever_they_lie() {
     for world in 1..=4 {
         for hosts in shapes(world) {
-            run(&hosts, |communicator| {
+            run_both_ways(&hosts, |communicator| {
                 let rank = communicator.rank();
                 let count = 100_001;
                 let mut first = communicator.allocate::<f32>(count).unwrap();

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::process::{Process, Seat, random_secret, shared_memory_files, world};
-use muster_collectives::{Communicator, Error, ReduceOp};
+use muster_collectives::{Communicator, Error, Reading, ReduceOp};
 use nix::sys::signal::Signal;
 
 /// Makes a rank take much memory.
@@ -23,7 +23,10 @@ fn rank_process() {
             ballast.resize(600 << 20, 1u8);
             continue;
         }
-        let error = match Communicator::connect(seat.config(&line)) {
+        let mut config = seat.config(&line);
+        // However little it is.
+        config.shm.reading = Reading::From(1);
+        let error = match Communicator::connect(config) {
             Ok(communicator) => reduce(&communicator),
             Err(error) => error,
         };
@@ -44,6 +47,23 @@ fn reduce(communicator: &Communicator) -> Error {
             return error;
         }
         assert!(private.iter().all(|value| *value == world));
+        // What moves is read out of the others' memory.
+        let own = vec![communicator.rank() as f32; 200_000];
+        let mut all = vec![-1f32; own.len() * communicator.world()];
+        if let Err(error) = communicator.all_gather(&own, &mut all) {
+            return error;
+        }
+        assert!(all.chunks(own.len()).enumerate().all(|(rank, part)| part.iter().all(|item| *item == rank as f32)));
+        let (next, previous) = (
+            (communicator.rank() + 1) % communicator.world(),
+            (communicator.rank() + communicator.world() - 1) % communicator.world(),
+        );
+        if communicator.world() > 1
+            && let Err(error) = communicator.send_receive(&own, next, &mut private, previous)
+        {
+            return error;
+        }
+        assert!(communicator.world() == 1 || private.iter().all(|item| *item == previous as f32));
         shared.fill(1.0);
         if let Err(error) = communicator.all_reduce(&mut shared, ReduceOp::Sum) {
             return error;

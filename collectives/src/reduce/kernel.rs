@@ -13,6 +13,8 @@ pub(super) struct Work<'a> {
     pub(super) sources: &'a [*const u8],
     pub(super) targets: &'a [*mut u8],
     pub(super) count: usize,
+    /// Whether the sources may be in no cache of this processor.
+    pub(super) far: bool,
 }
 
 /// Bytes of partial results that are held in registers at a time.
@@ -191,6 +193,22 @@ unsafe fn fold_op<T: Arithmetic, const BLOCK: usize>(work: &Work<'_>) {
 /// How far ahead of the block lines are asked for.
 const AHEAD: usize = 1024;
 
+/// How far ahead lines are asked for where much is read or written once: further than within a page, beyond which the
+/// processor asks for none by itself.
+const FAR: usize = 2048;
+
+/// Asks for a line to read.
+#[inline(always)]
+fn ask(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint that never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch(line.cast(), std::arch::x86_64::_MM_HINT_T0);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
 /// Asks for a line to write to. Where another processor's cache holds it changed, one passage brings both the data
 /// and the right to change them; a plain read would bring the data, and the write would ask again.
 #[inline(always)]
@@ -204,37 +222,23 @@ pub(super) unsafe fn claim(line: *mut u8) {
     let _ = line;
 }
 
-/// Copies without reading the target's lines first, and without keeping them in a cache.
+/// Copies to where lines are not in this processor's cache, from where they may not be either: both are asked for.
 ///
 /// # Safety
 /// As [`super::copy`].
-pub(super) unsafe fn stream(source: *const u8, target: *mut u8, length: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's promise; stores are of 16 bytes that lie within the target and are aligned, and the fence
-    // lets them be seen before anything that is written later.
+pub(super) unsafe fn copy_far(source: *const u8, target: *mut u8, length: usize) {
+    const LINE: usize = 64;
+    let whole = length - length % LINE;
+    // SAFETY: the caller's promise; what is asked for beyond the ends never faults.
     unsafe {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
-        const LINE: usize = 64;
-        let head = target.align_offset(LINE).min(length);
-        super::copy(source, target, head);
-        let lines = (length - head) / LINE;
-        for line in 0..lines {
-            let (from, to) = (source.add(head + LINE * line), target.add(head + LINE * line));
-            let (from, to) = (from.cast::<__m128i>(), to.cast::<__m128i>());
-            let parts: [__m128i; 4] = std::array::from_fn(|part| _mm_loadu_si128(from.add(part)));
-            for (part, value) in parts.into_iter().enumerate() {
-                _mm_stream_si128(to.add(part), value);
-            }
+        for start in (0..whole).step_by(LINE) {
+            ask(source.wrapping_add(start + FAR));
+            claim(target.wrapping_add(start + FAR));
+            let line = source.add(start).cast::<[u64; LINE / 8]>().read_unaligned();
+            target.add(start).cast::<[u64; LINE / 8]>().write_unaligned(line);
         }
-        _mm_sfence();
-        let done = head + LINE * lines;
-        super::copy(source.add(done), target.add(done), length - done);
+        super::copy(source.add(whole), target.add(whole), length - whole);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's promise.
-    unsafe {
-        super::copy(source, target, length)
-    };
 }
 
 #[inline(always)]
@@ -242,7 +246,7 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     combine: impl Fn(T::Partial, T::Partial) -> T::Partial + Copy,
     work: &Work<'_>,
 ) {
-    let Work { divisor, sources, targets, count, .. } = *work;
+    let Work { divisor, sources, targets, count, far, .. } = *work;
     let Some((first, others)) = sources.split_first() else { return };
     let whole = count - count % BLOCK;
     // A target that is read as well comes along with what is read. One that is not, and that others have read, is
@@ -261,6 +265,13 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     let mut start = 0;
     while start < whole {
         claim_lines(start + ahead, start + ahead + BLOCK);
+        if far {
+            for source in sources {
+                for byte in (0..BLOCK * size_of::<T>()).step_by(64) {
+                    ask(source.wrapping_add(start * size_of::<T>() + FAR + byte));
+                }
+            }
+        }
         // SAFETY: start + BLOCK <= count; the caller vouches for the pointers.
         unsafe {
             let mut partials = first.cast::<T>().add(start).cast::<[T; BLOCK]>().read().map(T::widen);

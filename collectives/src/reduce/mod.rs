@@ -62,15 +62,37 @@ pub(crate) unsafe fn fold(
     targets: &[*mut u8],
     count: usize,
 ) {
-    let work = kernel::Work { op, divisor, sources, targets, count };
+    // SAFETY: the caller's promise.
+    unsafe { fold_work(dtype, &kernel::Work { op, divisor, sources, targets, count, far: false }) };
+}
+
+/// The same where sources may lie in no cache of this processor, being long or another's.
+///
+/// # Safety
+/// As [`fold`].
+pub(crate) unsafe fn fold_far(
+    dtype: DType,
+    op: ReduceOp,
+    divisor: Option<usize>,
+    sources: &[*const u8],
+    targets: &[*mut u8],
+    count: usize,
+) {
+    let far = count * dtype.size() >= PASSED_ON;
+    // SAFETY: the caller's promise.
+    unsafe { fold_work(dtype, &kernel::Work { op, divisor, sources, targets, count, far }) };
+}
+
+#[inline]
+unsafe fn fold_work(dtype: DType, work: &kernel::Work<'_>) {
     // SAFETY: the caller's promise, passed on; and a level is only ever one that the processor has.
     unsafe {
         match Level::best() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => kernel::fold_avx512(dtype, &work),
+            Level::Avx512 => kernel::fold_avx512(dtype, work),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => kernel::fold_avx2(dtype, &work),
-            Level::Base => kernel::fold_base(dtype, &work),
+            Level::Avx2 => kernel::fold_avx2(dtype, work),
+            Level::Base => kernel::fold_base(dtype, work),
         }
     }
 }
@@ -107,10 +129,13 @@ pub(crate) unsafe fn copy_to_read(source: *const u8, target: *mut u8, length: us
     }
 }
 
-/// Bytes of an output from which on it is written past the caches, where what is read meanwhile has more use of them.
-const PAST_CACHES: usize = 8 << 20;
+/// Bytes of a buffer from which on it is not in a cache when an operation comes to it.
+pub(crate) const LONG: usize = 4 << 20;
 
-/// Copies a part of an output of `total` bytes, which nobody reads soon if it is long.
+/// Bytes of a copy from which on it pays to ask for lines ahead, where they are in another processor's cache.
+const PASSED_ON: usize = 16 << 10;
+
+/// Copies a part of an output of `total` bytes.
 ///
 /// # Safety
 /// As [`copy`].
@@ -118,8 +143,23 @@ const PAST_CACHES: usize = 8 << 20;
 pub(crate) unsafe fn copy_out(source: *const u8, target: *mut u8, length: usize, total: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        match total >= PAST_CACHES {
-            true => kernel::stream(source, target, length),
+        match total >= LONG {
+            true => kernel::copy_far(source, target, length),
+            false => copy(source, target, length),
+        }
+    }
+}
+
+/// Copies to or from a window, whose lines are in another processor's cache as well.
+///
+/// # Safety
+/// As [`copy`].
+#[inline]
+pub(crate) unsafe fn copy_through(source: *const u8, target: *mut u8, length: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match length >= PASSED_ON {
+            true => kernel::copy_far(source, target, length),
             false => copy(source, target, length),
         }
     }
@@ -179,6 +219,29 @@ mod tests {
         assert_eq!(folded(ReduceOp::Sum, None, &inputs), vec![f16::from_f32(2050.0)]);
     }
 
+    #[test]
+    fn copies_of_every_kind_are_whole_and_touch_nothing_else() {
+        let source: Vec<u8> = (0..PASSED_ON + 300).map(|index| (index % 251) as u8).collect();
+        for length in [0, 1, 63, 64, 65, 1000, PASSED_ON, PASSED_ON + 65] {
+            for (from, to) in [(0, 0), (1, 0), (3, 7)] {
+                for kind in 0..3 {
+                    let mut target = vec![255u8; length + 20];
+                    let (source, place) = (source[from..].as_ptr(), target[to..].as_mut_ptr());
+                    // SAFETY: both vectors hold `length` bytes from there.
+                    unsafe {
+                        match kind {
+                            0 => copy_out(source, place, length, LONG),
+                            1 => copy_out(source, place, length, 0),
+                            _ => copy_through(source, place, length),
+                        }
+                    }
+                    assert!((0..length).all(|index| target[to + index] == ((from + index) % 251) as u8));
+                    assert!(target[..to].iter().chain(&target[to + length..]).all(|byte| *byte == 255));
+                }
+            }
+        }
+    }
+
     /// Whatever the processor has, the bits are those of the plain loop.
     #[test]
     fn every_level_gives_the_same_bits() {
@@ -193,10 +256,10 @@ mod tests {
                 let sources: Vec<*const u8> = inputs.iter().map(|input| input.as_ptr().cast()).collect();
                 for (op, divisor) in ReduceOp::ALL.into_iter().map(|op| (op, (op == ReduceOp::Mean).then_some(ranks))) {
                     let mut results = Vec::new();
-                    for level in Level::all() {
+                    for (level, far) in Level::all().flat_map(|level| [(level, false), (level, true)]) {
                         let mut result = vec![of(0); count];
                         let targets = [result.as_mut_ptr().cast()];
-                        let work = kernel::Work { op, divisor, sources: &sources, targets: &targets, count };
+                        let work = kernel::Work { op, divisor, sources: &sources, targets: &targets, count, far };
                         // SAFETY: every vector has `count` elements, and the processor has the level.
                         unsafe {
                             match level {

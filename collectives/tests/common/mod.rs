@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use muster_collectives::{Communicator, Config, Error, Peer, Secret};
+use muster_collectives::{Communicator, Config, Error, Peer, Reading, Secret};
 
 /// Secrets keep worlds of tests that run at the same time apart.
 pub(crate) fn secret() -> Secret {
@@ -39,6 +39,15 @@ pub(crate) fn configs(hosts: &[&str], epoch: u64, secret: &Secret) -> Vec<Config
 /// Runs `rank` once for every rank, each in a thread with its communicator, and gives what they return.
 pub(crate) fn run<R: Send>(hosts: &[&str], rank: impl Fn(&Communicator) -> R + Sync) -> Vec<R> {
     run_with(configs(hosts, 1, &secret()), rank)
+}
+
+/// Runs it twice: what moves goes through windows, and is read where it lies, however little it is.
+pub(crate) fn run_both_ways(hosts: &[&str], rank: impl Fn(&Communicator) + Sync) {
+    for reading in [Reading::Never, Reading::From(1)] {
+        let mut configs = configs(hosts, 1, &secret());
+        configs.iter_mut().for_each(|config| config.shm.reading = reading);
+        run_with(configs, &rank);
+    }
 }
 
 pub(crate) fn run_with<R: Send>(configs: Vec<Config>, rank: impl Fn(&Communicator) -> R + Sync) -> Vec<R> {

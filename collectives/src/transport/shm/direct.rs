@@ -3,7 +3,7 @@
 use crate::call::{Call, Location};
 use crate::element::DataMut;
 use crate::error::Error;
-use crate::reduce::{ReduceOp, fold};
+use crate::reduce::{LONG, ReduceOp, copy_out, fold, fold_far};
 use crate::segment::Segment;
 
 use super::{Group, aligned_part};
@@ -38,7 +38,12 @@ impl Group {
         };
         // SAFETY: every rank has lent its buffer to this operation, at the same place of the segment, which
         // `Segment::at` has checked to hold it. Between the two meetings this rank alone touches this slice.
-        unsafe { fold(dtype, op, divisor, &sources, &targets, slice.len()) };
+        unsafe {
+            match data.byte_len() >= LONG {
+                true => fold_far(dtype, op, divisor, &sources, &targets, slice.len()),
+                false => fold(dtype, op, divisor, &sources, &targets, slice.len()),
+            }
+        }
         self.meet(call)
     }
 
@@ -54,7 +59,7 @@ impl Group {
         if self.me != root {
             // SAFETY: the root has lent its buffer to this operation and does not write it before the next meeting;
             // this rank's own buffer is another part of the segment.
-            unsafe { std::ptr::copy_nonoverlapping(source, data.pointer(), data.byte_len()) };
+            unsafe { copy_out(source, data.pointer(), data.byte_len(), data.byte_len()) };
         }
         self.meet(call)
     }

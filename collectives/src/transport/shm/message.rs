@@ -12,8 +12,9 @@ use std::time::Instant;
 use crate::call::Call;
 use crate::element::{Data, DataMut};
 use crate::error::{Error, LossCause};
-use crate::reduce::copy;
+use crate::reduce::{copy_out, copy_through};
 
+use super::options::Flow;
 use super::protocol::OFFER_WORDS;
 use super::read::place_of;
 use super::region::OUTBOX;
@@ -80,7 +81,8 @@ impl Group {
         let first = self.sent;
         if let (Some(outgoing), Some(sent)) = (&outgoing, &mut sent) {
             let mut offer = [0; OFFER_WORDS];
-            if self.offers(sent.bytes) {
+            let flow = if received.is_some() { Flow::MessageBothWays } else { Flow::Message };
+            if self.offers(flow, sent.bytes) {
                 sent.offer();
                 let [address, _, segment, offset] = place_of(self, outgoing.data.pointer(), sent.bytes);
                 offer = [address, segment, offset];
@@ -162,7 +164,7 @@ impl Group {
         let (start, length) = sent.next();
         let target = self.region.outbox_buffer(self.me, self.sent, length);
         // SAFETY: the chunk lies within the data and fits the buffer, whose last chunk has been taken.
-        unsafe { copy(outgoing.data.pointer().add(start), target, length) };
+        unsafe { copy_through(outgoing.data.pointer().add(start), target, length) };
         sent.done += 1;
         self.sent = first + sent.done;
         self.region.outbox(self.me).post(outgoing.to, self.sent);
@@ -203,7 +205,7 @@ impl Group {
         let (start, length) = received.next();
         let source = self.region.outbox_buffer(incoming.from, number, length);
         // SAFETY: the chunk lies within the data, and the sender does not touch its buffer before it is taken.
-        unsafe { copy(source.cast_const(), incoming.data.pointer().add(start), length) };
+        unsafe { copy_out(source.cast_const(), incoming.data.pointer().add(start), length, received.bytes) };
         received.done += 1;
         outbox.take(number, false);
         self.region.head().ring_for_sleepers();

@@ -4,7 +4,7 @@
 use crate::call::{Call, Location};
 use crate::element::{Data, DataMut};
 use crate::error::Error;
-use crate::reduce::{copy, copy_out};
+use crate::reduce::{copy_out, copy_through};
 use crate::segment::Segment;
 
 use std::ops::Range;
@@ -19,6 +19,16 @@ pub(crate) type Ranges<'a> = &'a dyn Fn(usize) -> Range<usize>;
 fn piece(range: &Range<usize>, chunk: usize, per_chunk: usize) -> Range<usize> {
     let start = range.start.saturating_add(chunk.saturating_mul(per_chunk)).min(range.end);
     start..start.saturating_add(per_chunk).min(range.end)
+}
+
+/// Copies what a rank sends to itself. The buffers are disjoint or, in place, the two ranges one and the same.
+fn copy_own(input: &Data<'_>, from: &Range<usize>, output: &DataMut<'_>, to: &Range<usize>) {
+    assert_eq!(from.len(), to.len(), "a rank receives from itself what it sends to itself");
+    let (source, target) = (input.part(from), output.part(to));
+    if source != target.cast_const() {
+        // SAFETY: both ranges lie within their buffers, which `part` checks, and do not overlap.
+        unsafe { copy_out(source, target, from.len() * input.dtype().size(), output.byte_len()) };
+    }
 }
 
 impl Group {
@@ -41,7 +51,7 @@ impl Group {
             let (windows, _) = group.region.windows(group.turn + chunk as u64);
             // SAFETY: the piece lies within the data and fits the set, which only the root writes, and which was last
             // read at least two meetings ago.
-            unsafe { copy(data.at(piece.start).cast_const(), windows, piece.len() * size) };
+            unsafe { copy_through(data.at(piece.start).cast_const(), windows, piece.len() * size) };
         };
         let sends = self.me == root;
         let is_read = self.reads_broadcast(data.byte_len());
@@ -79,7 +89,7 @@ impl Group {
                 let piece = piece(&(0..count), chunk, per_chunk);
                 let (windows, _) = self.region.windows(self.turn + chunk as u64);
                 // SAFETY: as above; the root has filled this set before the last meeting.
-                unsafe { copy(windows.cast_const(), data.at(piece.start), piece.len() * size) };
+                unsafe { copy_out(windows.cast_const(), data.at(piece.start), piece.len() * size, data.byte_len()) };
             }
         }
         self.turn += chunks as u64;
@@ -109,16 +119,13 @@ impl Group {
                     let window = group.region.window(group.turn + chunk as u64, group.me, offset, length);
                     // SAFETY: the piece lies within the input, which `at` checks, and fits its place in this rank's
                     // window, which nobody reads now.
-                    unsafe { copy(input.part(&piece), window, length) };
+                    unsafe { copy_through(input.part(&piece), window, length) };
                 }
             }
         };
         let is_read = self.show_or_stage(call, longest * size, input, send, &|group| show(group, 0))?;
         let (own, mine) = (send(self.me), receive(self.me));
-        assert_eq!(own.len(), mine.len(), "a rank receives from itself what it sends to itself");
-        // SAFETY: both ranges lie within their buffers, which `part` checks, and the buffers are disjoint or, in
-        // place, the two ranges one and the same.
-        unsafe { std::ptr::copy(input.part(&own), output.part(&mine), own.len() * size) };
+        copy_own(&input, &own, &output, &mine);
         if is_read {
             return self.take_places(call, &output, receive);
         }
@@ -159,14 +166,13 @@ impl Group {
             let length = piece.len() * size;
             let window = group.region.window(group.turn + chunk as u64, group.me, 0, length);
             // SAFETY: as for an exchange.
-            unsafe { copy(input.part(&piece), window, length) };
+            unsafe { copy_through(input.part(&piece), window, length) };
         };
         let send = |_: usize| 0..count;
         let is_read = self.show_or_stage(call, count * size, input, &send, &|group| show(group, 0))?;
         if receives {
             let own = self.me * count..(self.me + 1) * count;
-            // SAFETY: as for an exchange.
-            unsafe { std::ptr::copy(input.part(&(0..count)), output.part(&own), count * size) };
+            copy_own(&input, &(0..count), &output, &own);
         }
         if is_read {
             let receive = |from: usize| if receives { from * count..(from + 1) * count } else { 0..0 };

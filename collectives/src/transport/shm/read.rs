@@ -146,32 +146,31 @@ impl Group {
         self.reader.state == State::Agreed(true)
     }
 
-    /// Whether ranges of up to `bytes` bytes are worth to be read: the same on all ranks, before their meeting.
-    fn reading_pays(&mut self, flow: Flow, bytes: usize) -> bool {
-        // Before the first meeting nobody knows how the others are set up.
+    /// How the group is set up; nobody knows of the others before the first meeting.
+    fn agreed_reading(&mut self) -> Reading {
         if self.meetings == 0 {
-            return false;
+            return Reading::Never;
         }
         let region = &self.region;
-        let reading = *self.reader.agreed.get_or_insert_with(|| {
+        *self.reader.agreed.get_or_insert_with(|| {
             let words = (0..region.ranks()).map(|place| region.door(place).look().reading);
             Reading::from_word(words.max().unwrap_or_default())
-        });
-        reading.pays(flow, bytes, self.patience == Patience::GiveWay)
+        })
     }
 
     /// Whether a message of `bytes` bytes is offered to be read.
-    pub(super) fn offers(&self, bytes: usize) -> bool {
-        self.reader.own.pays(Flow::One, bytes, self.patience == Patience::GiveWay)
+    pub(super) fn offers(&self, flow: Flow, bytes: usize) -> bool {
+        self.reader.own.pays(flow, bytes, self.patience == Patience::GiveWay)
     }
 
     /// How ranges of up to `bytes` bytes go: the same on all ranks, but for where this one's input lies.
     fn way(&mut self, flow: Flow, bytes: usize, input: Data<'_>) -> Way {
-        if !self.reading_pays(flow, bytes) {
-            return Way::Windows;
-        }
-        if self.all_may_read() {
+        let reading = self.agreed_reading();
+        if reading.pays(flow, bytes, self.patience == Patience::GiveWay) && self.all_may_read() {
             return Way::Read;
+        }
+        if !reading.pays_mapped(bytes) {
+            return Way::Windows;
         }
         match self.segments.locate(input.pointer(), input.byte_len()) {
             Some((_, location)) => Way::SegmentIfAll(location),
@@ -189,7 +188,10 @@ impl Group {
         send: Ranges<'_>,
         stage: &dyn Fn(&Group),
     ) -> Result<bool, Error> {
-        let way = self.way(Flow::of(call.kind), bytes, input);
+        let way = match Flow::of(call.kind) {
+            Some(flow) => self.way(flow, bytes, input),
+            None => Way::Windows,
+        };
         let location = match way {
             Way::SegmentIfAll(location) => Some(location),
             Way::Windows | Way::Read => None,
@@ -213,7 +215,8 @@ impl Group {
 
     /// Whether a broadcast of `bytes` bytes is read at the root; the same on all ranks.
     pub(super) fn reads_broadcast(&mut self, bytes: usize) -> bool {
-        self.reading_pays(Flow::One, bytes) && self.all_may_read()
+        let sharing = self.patience == Patience::GiveWay;
+        self.agreed_reading().pays(Flow::Broadcast, bytes, sharing) && self.all_may_read()
     }
 
     /// Shows each other rank what it is to copy: a range of the input. In the set of this turn, of which nobody else
@@ -345,5 +348,46 @@ impl Drop for Reader {
     /// Who tries the token after this finds nothing there.
     fn drop(&mut self) {
         self.token.fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_word(process: u64, address: u64) -> Result<u64, Unread> {
+        let mut word = 0u64;
+        // SAFETY: the word is this function's.
+        unsafe { read_memory(process, address, (&raw mut word).cast(), size_of::<u64>()) }.map(|()| word)
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        let (process, word) = (u64::from(std::process::id()), 7u64);
+        assert_eq!(read_word(process, (&raw const word).addr() as u64), Ok(7));
+        assert_eq!(read_word(process, 8), Err(Unread(Errno::EFAULT)));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_read() {
+        let mut child = std::process::Command::new("true").spawn().expect("a process");
+        let process = u64::from(child.id());
+        child.wait().expect("it ends");
+        assert_eq!(read_word(process, 4096), Err(Unread(Errno::ESRCH)));
+    }
+
+    /// As of a process that has been given the number of one that has ended.
+    #[test]
+    fn another_token_is_not_taken_for_the_right_one() {
+        let token = [3u64, 4];
+        let door = |token| Door {
+            process: std::process::id().into(),
+            address: TOKEN.as_ptr().addr() as u64,
+            token,
+            reading: 0,
+        };
+        static TOKEN: [u64; 2] = [3, 4];
+        assert_eq!(token_is_there(&door(token)), Ok(()));
+        assert_eq!(token_is_there(&door([3, 5])), Err(Unread(Errno::ESRCH)));
     }
 }

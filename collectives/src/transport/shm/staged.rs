@@ -18,7 +18,7 @@ use std::sync::Arc;
 use crate::call::{Call, Location};
 use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
-use crate::reduce::{ReduceOp, copy, fold};
+use crate::reduce::{ReduceOp, copy_through, fold_far};
 use crate::segment::Segment;
 
 use super::direct::To;
@@ -173,7 +173,7 @@ impl Group {
             let window = self.region.window(self.turn + chunk as u64, self.me, offset, length);
             // SAFETY: the slice lies within the input, and in this rank's window there is room for it. Nobody reads
             // that window now: it was last read two intervals ago.
-            unsafe { copy(input.at(slice.start), window, length) };
+            unsafe { copy_through(input.at(slice.start), window, length) };
         }
     }
 
@@ -200,7 +200,7 @@ impl Group {
         // SAFETY: the slice lies within the input and, where it is a target, within the output, at the same place if
         // the two are one buffer. The others' windows hold as much and are not written before the next meeting; of
         // this rank's window nobody reads its own slice before that.
-        unsafe { fold(dtype, op, divisor, &sources, targets, slice.len()) };
+        unsafe { fold_far(dtype, op, divisor, &sources, targets, slice.len()) };
     }
 
     /// Copies what the others have reduced of a chunk.
@@ -212,7 +212,7 @@ impl Group {
             let window = self.region.window(self.turn + chunk as u64, place, offset, length);
             // SAFETY: the slice lies within the output; the rank at `place` has left its result there before the last
             // meeting and does not write it before everybody has come to the one after the next.
-            unsafe { copy(window.cast_const(), output.at(slice.start), length) };
+            unsafe { copy_through(window.cast_const(), output.at(slice.start), length) };
         }
     }
 }

@@ -35,7 +35,8 @@ impl Outbox {
         Outbox {
             posted: AtomicU64::default(),
             words: std::array::from_fn(|_| AtomicU64::default()),
-            taken: Line(AtomicU64::default()),
+            offer: std::array::from_fn(|_| AtomicU64::default()),
+            taken: Line(Taken { chunks: AtomicU64::default(), read: AtomicU64::default() }),
         }
     }
 }
@@ -206,7 +207,7 @@ impl Mail {
 
     /// As `Group::message`: as many chunks as given, the first being `sent`.
     fn send(&self, call: u64, chunks: u64, sent: &mut u64) {
-        self.outbox.announce(&[call; CALL_WORDS]);
+        self.outbox.announce(&[call; CALL_WORDS], &[0; OFFER_WORDS]);
         for _ in 0..chunks {
             self.until(|| self.outbox.has_room(*sent));
             // SAFETY: loom finds out whether anybody else touches it.
@@ -228,10 +229,41 @@ impl Mail {
             // SAFETY: as for sending.
             let chunk = self.buffer(number).with(|buffer| unsafe { *buffer });
             assert_eq!(chunk, number, "the chunk is the one that was sent");
-            self.outbox.take(number);
+            self.outbox.take(number, false);
             self.head.ring_for_sleepers();
         }
     }
+}
+
+/// Two messages that are offered: the first is read where it lies, in the place of a buffer, the second is not. What
+/// has been read may be changed by its sender at once.
+#[test]
+fn loom_an_offer_is_read_or_declined() {
+    model(2, || {
+        ranks::<2, _>(&Mail::new(1), |mail, me| {
+            for (sent, value) in [(1, 7), (2, 8)] {
+                if me == 0 {
+                    // SAFETY: as for sending.
+                    mail.buffer(0).with_mut(|source| unsafe { *source = value });
+                    mail.outbox.announce(&[value; CALL_WORDS], &[value; OFFER_WORDS]);
+                    mail.outbox.post(1, sent);
+                    mail.head.ring_for_sleepers();
+                    mail.until(|| mail.outbox.taken() == sent);
+                    assert_eq!(mail.outbox.is_read(sent), value == 7);
+                } else {
+                    mail.until(|| mail.outbox.next_for(1).is_some());
+                    let number = mail.outbox.next_for(1).expect("an offer");
+                    assert_eq!(mail.outbox.offer(), [value; OFFER_WORDS]);
+                    if value == 7 {
+                        // SAFETY: as for sending.
+                        mail.buffer(0).with(|source| assert_eq!(unsafe { *source }, value));
+                    }
+                    mail.outbox.take(number, value == 7);
+                    mail.head.ring_for_sleepers();
+                }
+            }
+        });
+    });
 }
 
 fn messages(buffers: usize) {
