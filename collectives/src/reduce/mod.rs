@@ -256,7 +256,7 @@ mod tests {
                 let sources: Vec<*const u8> = inputs.iter().map(|input| input.as_ptr().cast()).collect();
                 for (op, divisor) in ReduceOp::ALL.into_iter().map(|op| (op, (op == ReduceOp::Mean).then_some(ranks))) {
                     let mut results = Vec::new();
-                    for (level, far) in Level::all().flat_map(|level| [(level, false), (level, true)]) {
+                    for (level, far) in Level::all().into_iter().flat_map(|level| [(level, false), (level, true)]) {
                         let mut result = vec![of(0); count];
                         let targets = [result.as_mut_ptr().cast()];
                         let work = kernel::Work { op, divisor, sources: &sources, targets: &targets, count, far };

@@ -369,6 +369,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods)]
     fn a_process_that_has_ended_is_not_read() {
         let mut child = std::process::Command::new("true").spawn().expect("a process");
         let process = u64::from(child.id());
