@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Measures all-reduce beside gloo and Open MPI: 2 ranks, 4 ranks, 2 ranks over TCP; the other operations with 2 ranks;
-# how 256 ranks meet; and, as root, two hosts of two ranks on a link of 1 Gbit/s. Tables, raw data and charts go to
-# benches/results/DATE-MACHINE. On an otherwise idle machine, or it is void.
+# a bare loop in C, to see what two ranks in shared memory cost at the least; how 256 ranks meet; and, as root, two
+# hosts of two ranks on a link of 1 Gbit/s. Tables, raw data and charts go to benches/results/DATE-MACHINE. On an
+# otherwise idle machine, or it is void.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,6 +27,11 @@ measure all-reduce-2-ranks-tcp all_reduce --compare gloo,mpi --ranks 2 --transpo
 for operation in reduce_scatter all_gather broadcast reduce gather scatter send_recv; do
   measure "${operation//_/-}-2-ranks" "$operation" --compare mpi --sizes 4KiB,1MiB,16MiB --seconds 1
 done
+say "a bare loop in C"
+sketch=$(mktemp)
+cc -O3 -march=native -o "$sketch" "$repository/benches/sketch.c" -lpthread
+"$sketch" | tee "$results/sketch.jsonl"
+rm -f "$sketch"
 say connect
 (cd "$repository" && cargo bench --quiet --locked --bench connect) | tee "$results/connect.jsonl"
 say link
