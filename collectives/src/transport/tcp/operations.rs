@@ -10,7 +10,7 @@ use super::{Members, Network};
 use crate::call::{Call, Kind};
 use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
-use crate::reduce::{ReduceOp, fold, narrow, widen};
+use crate::reduce::{ReduceOp, fold_narrow, narrow, widen};
 use crate::schedule::{
     Action, Receive, Schedule, Send, chain_broadcast, chain_reduce, dissemination, halving_doubling, pairwise, part,
     ring_all_gather, ring_all_reduce, tree_all_reduce, tree_broadcast, tree_reduce,
@@ -282,7 +282,7 @@ impl Network {
             .collect();
         // SAFETY: all have `count` elements, aligned; slots are disjoint from input and output. Where the
         // output is of the input, it is the own range, so this source exactly.
-        unsafe { fold(dtype, op, divisor, &sources, &[output], count) };
+        unsafe { fold_narrow(dtype, op, divisor, &sources, &[output], count) };
         if workspace.len() * 8 <= 2 * HALVES {
             self.workspace = workspace;
         }
