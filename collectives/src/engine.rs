@@ -376,6 +376,7 @@ impl Engine {
         let map = memory::map(fd, ranks * stride).map_err(|error| failed("shared memory", &error))?;
         // A segment that one rank could not map is used by none.
         self.barrier(call)?;
-        Ok(Arc::new(Segment::new(map, call.sequence, me, stride)))
+        let len = call.count as usize * call.dtype.size();
+        Ok(Arc::new(Segment::new(map, call.sequence, me, len, stride)))
     }
 }
