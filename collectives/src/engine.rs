@@ -257,7 +257,7 @@ impl Engine {
         &mut self,
         call: &Call,
         input: Data<'_>,
-        mut output: DataMut<'_>,
+        output: DataMut<'_>,
         op: ReduceOp,
     ) -> Result<(), Error> {
         let divisor = self.divisor(op);
@@ -266,15 +266,68 @@ impl Engine {
             (None, Some(network)) if !self.topology.shares_memory() => {
                 network.reduce_scatter(&self.everybody, call, input, output, op, divisor)
             }
-            _ => {
-                // Words of u64 are aligned for every dtype.
-                let mut whole = vec![0u64; input.byte_len().div_ceil(8)];
-                let mut whole = DataMut::over(input.dtype(), &mut whole, input.count());
-                self.reduce(call, input, whole.reborrow(), op, &None, None)?;
-                output.take_from(&whole.range(self.rank * output.count(), output.count()).as_data());
-                Ok(())
-            }
+            _ => self.reduce_scatter_wide(call, input, output, op),
         }
+    }
+
+    /// Slice by slice of all parts: each is reduced on each host, then completed for each host by its leader, which
+    /// gets no more over the network than its host's ranks are given, from each of the other hosts.
+    fn reduce_scatter_wide(
+        &mut self,
+        call: &Call,
+        input: Data<'_>,
+        mut output: DataMut<'_>,
+        op: ReduceOp,
+    ) -> Result<(), Error> {
+        let (divisor, world, count, host) = (self.divisor(op), self.world, output.count(), self.host);
+        // By host, so that what a leader completes lies in one piece.
+        let order: Vec<usize> = self.topology.groups.iter().flatten().copied().collect();
+        let first: Vec<usize> = self
+            .topology
+            .groups
+            .iter()
+            .scan(0, |first, group| {
+                *first += group.len();
+                Some(*first - group.len())
+            })
+            .chain([world])
+            .collect();
+        let own = first[host] + self.topology.place(self.rank).1;
+        // 16-bit floats are f32 between hosts, as in any reduction of several hosts.
+        let wire = if input.dtype().is_half() { DType::F32 } else { input.dtype() };
+        let per_slice = (WINDOW_BETWEEN_HOSTS / wire.size() / world).max(1);
+        let mut wide = self.network.as_mut().zip(self.leaders.as_ref()).map(|(network, leaders)| {
+            |data: DataMut<'_>| {
+                let slice = data.count() / world;
+                let range = |host: usize| first[host] * slice..first[host + 1] * slice;
+                network.in_full_width(data, |network, data| {
+                    network.reduce_scatter_uneven(leaders, call, data, &range, op, divisor)
+                })
+            }
+        });
+        if let Some(group) = &mut self.group {
+            let wide = wide.as_mut().map(|wide| wide as Wide<'_>);
+            return group.reduce_scatter_wide(call, Buffers { input, output }, op, &order, own, per_slice, wide);
+        }
+        let Some(wide) = &mut wide else {
+            // Alone in the world.
+            output.take_from(&input);
+            return Ok(());
+        };
+        let mut memory = vec![0u64; (world * per_slice.min(count) * input.dtype().size()).div_ceil(8)];
+        for turn in 0..count.div_ceil(per_slice).max(1) {
+            let start = turn * per_slice;
+            let slice = per_slice.min(count - start);
+            let mut data = DataMut::over(input.dtype(), &mut memory, world * slice);
+            for (place, rank) in order.iter().enumerate() {
+                let given = rank * count + start..rank * count + start + slice;
+                copy_range(input, given, data.reborrow(), place * slice..(place + 1) * slice);
+            }
+            wide(data.reborrow())?;
+            let got = own * slice..(own + 1) * slice;
+            copy_range(data.as_data(), got, output.reborrow(), start..start + slice);
+        }
+        Ok(())
     }
 
     /// Moves ranges between all pairs of ranks: over shared memory between those of this host, over the network to
@@ -316,24 +369,30 @@ impl Engine {
             let (outgoing, incoming) = (outgoing.map(shared_out), incoming.map(shared_in));
             return self.group.as_mut().map_or(Ok(()), |group| group.message(outgoing, incoming));
         }
-        // One after the other. Of the ranks of any ring one sends to a lower rank, and receives first: so none waits
-        // for itself.
-        let receives_first = to.is_some_and(|to| to < me);
         let (to_is_here, from_is_here) = (is_local(to), is_local(from));
+        if let Some(network) = &mut self.network
+            && (to.is_none() || !to_is_here)
+            && (from.is_none() || !from_is_here)
+        {
+            return network.message(outgoing, incoming);
+        }
+        // One over shared memory and one over the network, one after the other. Of the ranks of any ring one sends to
+        // a lower rank, and receives first: so none waits for itself.
+        let receives_first = to.is_some_and(|to| to < me);
         let (mut outgoing, mut incoming) = (outgoing, incoming);
         for turn in 0..2 {
             if (turn == 0) == receives_first {
                 let Some(incoming) = incoming.take() else { continue };
                 match (from_is_here, &mut self.group, &mut self.network) {
                     (true, Some(group), _) => group.message(None, Some(shared_in(incoming)))?,
-                    (_, _, Some(network)) => network.receive(incoming.0, &incoming.1, incoming.2)?,
+                    (_, _, Some(network)) => network.message(None, Some(incoming))?,
                     _ => {}
                 }
             } else {
                 let Some(outgoing) = outgoing.take() else { continue };
                 match (to_is_here, &mut self.group, &mut self.network) {
                     (true, Some(group), _) => group.message(Some(shared_out(outgoing)), None)?,
-                    (_, _, Some(network)) => network.send(outgoing.0, &outgoing.1, outgoing.2)?,
+                    (_, _, Some(network)) => network.message(Some(outgoing), None)?,
                     _ => {}
                 }
             }
@@ -376,6 +435,7 @@ impl Engine {
         let map = memory::map(fd, ranks * stride).map_err(|error| failed("shared memory", &error))?;
         // A segment that one rank could not map is used by none.
         self.barrier(call)?;
-        Ok(Arc::new(Segment::new(map, call.sequence, me, stride)))
+        let len = call.count as usize * call.dtype.size();
+        Ok(Arc::new(Segment::new(map, call.sequence, me, len, stride)))
     }
 }

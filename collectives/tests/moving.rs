@@ -149,6 +149,33 @@ fn reduce_scatter(communicator: &Communicator, count: usize) {
         part.map(|index| (0..world).map(|from| f32::mark(from, index)).reduce(f32::min).unwrap()).collect();
     communicator.reduce_scatter(&input, &mut output, ReduceOp::Min).unwrap();
     assert_eq!(output, least);
+    // Added up in f32 and rounded once.
+    let mean: Vec<bf16> = sum.iter().map(|sum| bf16::from_f32(sum / world as f32)).collect();
+    let mut halves = vec![bf16::ZERO; count];
+    communicator.reduce_scatter(&marks::<bf16>(rank, 0..count * world), &mut halves, ReduceOp::Mean).unwrap();
+    assert_eq!(halves, mean);
+}
+
+/// Whatever came first: floats are added up in one order.
+#[test]
+fn reduce_scatter_gives_the_same_bits_each_time() {
+    for world in [4, 7] {
+        for hosts in shapes(world) {
+            run(&hosts, |communicator| {
+                let count = 60_001;
+                let value = |index: usize| 1.0 / (1 + communicator.rank() * 7919 + index) as f32;
+                let input: Vec<f32> = (0..count * world).map(value).collect();
+                let results: Vec<Vec<u32>> = (0..4)
+                    .map(|_| {
+                        let mut output = vec![0f32; count];
+                        communicator.reduce_scatter(&input, &mut output, ReduceOp::Sum).unwrap();
+                        output.into_iter().map(f32::to_bits).collect()
+                    })
+                    .collect();
+                assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{hosts:?}");
+            });
+        }
+    }
 }
 
 #[test]

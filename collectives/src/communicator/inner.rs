@@ -67,7 +67,7 @@ impl Inner {
     ) -> Result<(), Error> {
         self.run(ticket, Kind::AllReduce(op), input.dtype(), input.count(), |engine, call| {
             let located = self.locate_in_place(engine, &input, &output);
-            engine.reduce(call, input, output, op, &located, None)
+            withdrawing(&located, input.byte_len(), engine.reduce(call, input, output, op, &located, None))
         })
     }
 
@@ -91,14 +91,16 @@ impl Inner {
     ) -> Result<(), Error> {
         self.run(ticket, Kind::Reduce { op, root }, input.dtype(), input.count(), |engine, call| {
             let located = self.locate_in_place(engine, &input, &output);
-            engine.reduce(call, input, output, op, &located, Some(root as usize))
+            let root = Some(root as usize);
+            withdrawing(&located, input.byte_len(), engine.reduce(call, input, output, op, &located, root))
         })
     }
 
     pub(super) fn broadcast(&self, ticket: Ticket, data: DataMut<'_>, root: u32) -> Result<(), Error> {
         self.run(ticket, Kind::Broadcast { root }, data.dtype(), data.count(), |engine, call| {
-            let located = self.segments.locate(data.pointer(), data.byte_len());
-            engine.broadcast(call, data, root as usize, &located)
+            let bytes = data.byte_len();
+            let located = self.segments.locate(data.pointer(), bytes);
+            withdrawing(&located, bytes, engine.broadcast(call, data, root as usize, &located))
         })
     }
 
@@ -206,6 +208,18 @@ impl Inner {
             result
         })
     }
+}
+
+/// The result of an operation on a buffer that other ranks may have written to: after a failure they do not any more,
+/// however late they are.
+fn withdrawing(located: &Located, bytes: usize, result: Result<(), Error>) -> Result<(), Error> {
+    if result.is_err()
+        && let Some((segment, location)) = located
+    {
+        // Without memory for that the buffer stays where it is; the operation's error counts for more.
+        let _ = segment.withdraw(*location, bytes);
+    }
+    result
 }
 
 /// Where the parts of a buffer begin and end.

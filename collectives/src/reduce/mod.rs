@@ -97,6 +97,29 @@ unsafe fn fold_work(dtype: DType, work: &kernel::Work<'_>) {
     }
 }
 
+/// [`fold`] between system calls that copy. Wide vectors make some processors lower their clock for about a millisecond,
+/// and the kernel's copies are then slower by more than the narrow ones are here, which wait for memory anyway. 16-bit
+/// floats have too much arithmetic for that. The bits are the same.
+///
+/// # Safety
+/// As [`fold`].
+pub(crate) unsafe fn fold_narrow(
+    dtype: DType,
+    op: ReduceOp,
+    divisor: Option<usize>,
+    sources: &[*const u8],
+    targets: &[*mut u8],
+    count: usize,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match dtype.is_half() {
+            true => fold(dtype, op, divisor, sources, targets, count),
+            false => kernel::fold_base(dtype, &kernel::Work { op, divisor, sources, targets, count, far: false }),
+        }
+    }
+}
+
 /// Copies bytes.
 ///
 /// # Safety

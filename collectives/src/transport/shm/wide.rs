@@ -61,21 +61,67 @@ impl Between<'_, '_> {
     }
 }
 
-/// What the intervals of one operation have in common.
+/// Which elements of the buffers a chunk is made of.
 #[derive(Clone, Copy)]
-struct Plan {
-    wire: DType,
-    op: ReduceOp,
-    receives: bool,
-    count: usize,
-    per_chunk: usize,
-    chunks: usize,
+enum Cut<'a> {
+    /// A range of both buffers, of `count` elements; not everybody receives.
+    Range { count: usize, per_chunk: usize, receives: bool },
+    /// A slice of every rank's part of the input, of `count` elements a part, in the `order` given; the output is the
+    /// part at place `own` of it.
+    Slices { order: &'a [usize], own: usize, count: usize, per_slice: usize },
 }
 
-impl Plan {
-    fn range(&self, chunk: usize) -> Range<usize> {
-        chunk * self.per_chunk..((chunk + 1) * self.per_chunk).min(self.count)
+impl Cut<'_> {
+    fn chunks(&self) -> usize {
+        match *self {
+            Cut::Range { count, per_chunk, .. } => count.div_ceil(per_chunk).max(1),
+            Cut::Slices { count, per_slice, .. } => count.div_ceil(per_slice).max(1),
+        }
     }
+
+    /// Elements of a chunk.
+    fn len(&self, chunk: usize) -> usize {
+        self.slice(chunk).len() * self.pieces()
+    }
+
+    /// The range of the buffer, or of each part.
+    fn slice(&self, chunk: usize) -> Range<usize> {
+        let (Cut::Range { count, per_chunk: most, .. } | Cut::Slices { count, per_slice: most, .. }) = *self;
+        chunk * most..((chunk + 1) * most).min(count)
+    }
+
+    fn pieces(&self) -> usize {
+        match self {
+            Cut::Range { .. } => 1,
+            Cut::Slices { order, .. } => order.len(),
+        }
+    }
+
+    /// Ranges of the input, which lie one after the other in a chunk.
+    fn given(&self, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+        let (slice, cut) = (self.slice(chunk), *self);
+        (0..self.pieces()).map(move |piece| match cut {
+            Cut::Range { .. } => slice.clone(),
+            Cut::Slices { order, count, .. } => order[piece] * count + slice.start..order[piece] * count + slice.end,
+        })
+    }
+
+    /// What of a chunk this rank receives: from which element of it on, and into which range of the output.
+    fn got(&self, chunk: usize) -> Option<(usize, Range<usize>)> {
+        let slice = self.slice(chunk);
+        match *self {
+            Cut::Range { receives, .. } => receives.then_some((0, slice)),
+            Cut::Slices { own, .. } => Some((own * slice.len(), slice)),
+        }
+    }
+}
+
+/// What the intervals of one operation have in common.
+#[derive(Clone, Copy)]
+struct Plan<'a> {
+    wire: DType,
+    op: ReduceOp,
+    cut: Cut<'a>,
 }
 
 impl Group {
@@ -91,14 +137,41 @@ impl Group {
         receives: bool,
         wide: Option<Wide<'_>>,
     ) -> Result<(), Error> {
-        let dtype = buffers.input.dtype();
-        let wire = if dtype.is_half() { DType::F32 } else { dtype };
+        let wire = wire_type(buffers.input.dtype());
         let (count, per_chunk) = (buffers.input.count(), self.region.window_len() / wire.size());
-        let chunks = count.div_ceil(per_chunk).max(1);
-        let plan = Plan { wire, op, receives, count, per_chunk, chunks };
+        let plan = Plan { wire, op, cut: Cut::Range { count, per_chunk, receives } };
+        self.go_wide(call, buffers, plan, wide)
+    }
+
+    /// The same for inputs with a part for each rank of the world, of which each rank gets its own. The leaders get
+    /// `per_slice` elements of every part at a time, in the `order` of ranks given, and each of them has to complete
+    /// those of its host; `own` is this rank's place in the order. The output may be this rank's part of the input.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn reduce_scatter_wide(
+        &mut self,
+        call: &Call,
+        buffers: Buffers<'_>,
+        op: ReduceOp,
+        order: &[usize],
+        own: usize,
+        per_slice: usize,
+        wide: Option<Wide<'_>>,
+    ) -> Result<(), Error> {
+        let wire = wire_type(buffers.input.dtype());
+        let cut = Cut::Slices { order, own, count: buffers.output.count(), per_slice };
+        self.go_wide(call, buffers, Plan { wire, op, cut }, wide)
+    }
+
+    fn go_wide(
+        &mut self,
+        call: &Call,
+        buffers: Buffers<'_>,
+        plan: Plan<'_>,
+        wide: Option<Wide<'_>>,
+    ) -> Result<(), Error> {
         match wide {
             None => self.intervals(call, buffers, plan, Between::Nobody),
-            Some(mut wide) if chunks == 1 => self.intervals(call, buffers, plan, Between::Here(&mut wide)),
+            Some(mut wide) if plan.cut.chunks() == 1 => self.intervals(call, buffers, plan, Between::Here(&mut wide)),
             Some(wide) => std::thread::scope(|scope| {
                 let (chunks, asked) = sync_channel::<Chunk>(1);
                 let (answer, results) = sync_channel(1);
@@ -123,24 +196,25 @@ impl Group {
         &mut self,
         call: &Call,
         buffers: Buffers<'_>,
-        plan: Plan,
+        plan: Plan<'_>,
         mut between: Between<'_, '_>,
     ) -> Result<(), Error> {
         let Buffers { input, mut output } = buffers;
-        let Plan { wire, op, chunks, .. } = plan;
-        self.show(wire, input, plan.range(0), self.turn);
+        let Plan { wire, op, cut } = plan;
+        let chunks = cut.chunks();
+        self.show(&plan, input, 0, self.turn);
         self.agree(call, None)?;
         for interval in 0..chunks + 2 {
             let turn = self.turn + interval as u64;
             let reduced = interval.checked_sub(1).filter(|chunk| *chunk < chunks);
             if let Some(chunk) = reduced {
-                let count = plan.range(chunk).len();
+                let count = cut.len(chunk);
                 // In this interval the leader alone touches the reduced chunk, which lies in its window.
                 let pointer = self.region.window(turn - 1, 0, 0, count * wire.size());
                 between.begin(Chunk { dtype: wire, pointer, count })?;
             }
             if interval < chunks {
-                let slice = aligned_part(wire, plan.range(interval).len(), self.ranks.len(), self.me);
+                let slice = aligned_part(wire, cut.len(interval), self.ranks.len(), self.me);
                 let (offset, length) = (slice.start * wire.size(), slice.len() * wire.size());
                 let windows: Vec<*mut u8> =
                     (0..self.ranks.len()).map(|place| self.region.window(turn, place, offset, length)).collect();
@@ -150,12 +224,10 @@ impl Group {
                 unsafe { fold(wire, op, None, &sources, &windows[..1], slice.len()) };
             }
             if interval + 1 < chunks {
-                self.show(wire, input, plan.range(interval + 1), turn + 1);
+                self.show(&plan, input, interval + 1, turn + 1);
             }
-            if let Some(chunk) = interval.checked_sub(2)
-                && plan.receives
-            {
-                self.take(wire, &mut output, plan.range(chunk), turn - 2);
+            if let Some(chunk) = interval.checked_sub(2) {
+                self.take(&plan, &mut output, chunk, turn - 2);
             }
             if reduced.is_some() {
                 between.finish()?;
@@ -168,29 +240,43 @@ impl Group {
         Ok(())
     }
 
-    /// Copies a range of the input to this rank's window.
-    fn show(&self, wire: DType, input: Data<'_>, range: Range<usize>, turn: u64) {
-        let window = self.region.window(turn, self.me, 0, range.len() * wire.size());
-        // SAFETY: the range lies within the input and, in the wire type, fits the window, which nobody reads now.
-        unsafe {
-            if wire == input.dtype() {
-                copy(input.at(range.start), window, range.len() * wire.size());
-            } else {
-                widen(input.dtype(), input.at(range.start), window, range.len());
+    /// Copies a chunk of the input to this rank's window.
+    fn show(&self, plan: &Plan<'_>, input: Data<'_>, chunk: usize, turn: u64) {
+        let wire = plan.wire;
+        let mut shown = 0;
+        for range in plan.cut.given(chunk) {
+            let length = range.len() * wire.size();
+            let window = self.region.window(turn, self.me, shown, length);
+            shown += length;
+            // SAFETY: the range lies within the input and, in the wire type, fits the window, which nobody reads now.
+            unsafe {
+                if wire == input.dtype() {
+                    copy(input.part(&range), window, length);
+                } else {
+                    widen(input.dtype(), input.part(&range), window, range.len());
+                }
             }
         }
     }
 
-    /// Copies a range of the result from the leader's window.
-    fn take(&self, wire: DType, output: &mut DataMut<'_>, range: Range<usize>, turn: u64) {
-        let window = self.region.window(turn, 0, 0, range.len() * wire.size()).cast_const();
+    /// Copies what this rank gets of a chunk of the result from the leader's window.
+    fn take(&self, plan: &Plan<'_>, output: &mut DataMut<'_>, chunk: usize, turn: u64) {
+        let wire = plan.wire;
+        let Some((start, range)) = plan.cut.got(chunk) else { return };
+        let length = range.len() * wire.size();
+        let window = self.region.window(turn, 0, start * wire.size(), length).cast_const();
         // SAFETY: as for showing; nobody writes the window in this interval.
         unsafe {
             if wire == output.dtype() {
-                copy(window, output.at(range.start), range.len() * wire.size());
+                copy(window, output.part(&range), length);
             } else {
-                narrow(output.dtype(), window, output.at(range.start), range.len());
+                narrow(output.dtype(), window, output.part(&range), range.len());
             }
         }
     }
+}
+
+/// What elements are in the windows.
+fn wire_type(dtype: DType) -> DType {
+    if dtype.is_half() { DType::F32 } else { dtype }
 }

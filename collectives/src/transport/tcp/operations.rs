@@ -5,12 +5,12 @@
 use std::ops::Range;
 
 use super::options::Algorithm;
-use super::passage::{self, Buffers};
+use super::passage::{self, Buffers, Calls};
 use super::{Members, Network};
 use crate::call::{Call, Kind};
 use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
-use crate::reduce::{ReduceOp, fold, narrow, widen};
+use crate::reduce::{ReduceOp, fold_narrow, narrow, widen};
 use crate::schedule::{
     Action, Receive, Schedule, Send, chain_broadcast, chain_reduce, dissemination, halving_doubling, pairwise, part,
     ring_all_gather, ring_all_reduce, tree_all_reduce, tree_broadcast, tree_reduce,
@@ -28,7 +28,8 @@ const TREE: usize = 512 << 10;
 /// Inputs of all ranks up to as many bytes are collected before they are combined.
 const COLLECTED: usize = 1 << 20;
 
-/// Bytes of 16-bit floats that are reduced at a time: what waits to be combined is as much.
+/// Bytes of 16-bit floats that are reduced at a time, over the parts of all members: what waits to be combined is as
+/// much.
 const HALVES: usize = 4 << 20;
 
 /// Up to as many ranks everybody sends its part of an all-gather to everybody.
@@ -123,9 +124,18 @@ impl Network {
         let (world, me, count) = (members.ranks.len(), members.me, output.count());
         let part = |member: usize| member * count..(member + 1) * count;
         if world == 1 || input.dtype().is_half() || input.byte_len() <= COLLECTED {
-            let (dtype, mine, target) = (input.dtype(), input.pointer(), output.pointer());
-            // SAFETY: the input has a part for every member; the output, of one part, is the own one or another buffer.
-            return unsafe { self.collect(members, call, dtype, mine, part, target, count, op, divisor) };
+            let (dtype, mine) = (input.dtype(), input.pointer());
+            // What waits to be combined is a slice of each part at a time.
+            let slice = (HALVES / dtype.size() / world).max(1);
+            for start in (0..count.max(1)).step_by(slice) {
+                let length = slice.min(count - start);
+                let at = |member: usize| part(member).start + start..part(member).start + start + length;
+                let target = output.at(start);
+                // SAFETY: the input has a part for every member, of which these are slices; the output, of one part,
+                // is the own one or another buffer, and its slice is at the same place of it.
+                unsafe { self.collect(members, call, dtype, mine, at, target, length, op, divisor)? };
+            }
+            return Ok(());
         }
         // SAFETY: own part of the input and the output have `count` elements of one dtype, and are one buffer or two.
         unsafe { copy(input.part(&part(me)), output.pointer(), output.byte_len()) };
@@ -134,6 +144,27 @@ impl Network {
         let schedule = pairwise(me, world, part, |from| (0..count, action(from)));
         let buffers = Buffers { op, divisor, source: input.pointer(), ..in_place(&output.reborrow()) };
         self.pass(call, &members.ranks, &schedule, &buffers)
+    }
+
+    /// Combines the data of all members in ranges of any length, of which each member gets its own in place; what the
+    /// other ranges then hold is of no use. The ranges lie one after the other.
+    pub(crate) fn reduce_scatter_uneven(
+        &mut self,
+        members: &Members,
+        call: &Call,
+        data: DataMut<'_>,
+        range: &dyn Fn(usize) -> Range<usize>,
+        op: ReduceOp,
+        divisor: Option<usize>,
+    ) -> Result<(), Error> {
+        let own = range(members.me);
+        let (input, output) = (data.pointer(), data.part(&own));
+        // Panics for a range beyond the data.
+        for member in 0..members.ranks.len() {
+            let _ = data.part(&range(member));
+        }
+        // SAFETY: the ranges lie within the data, and the output is the own one.
+        unsafe { self.collect(members, call, data.dtype(), input, range, output, own.len(), op, divisor) }
     }
 
     /// Puts the inputs of all members one after the other. The input may be this member's part of the output.
@@ -216,18 +247,39 @@ impl Network {
         self.pass(call, &partners, &schedule, &Buffers { source: input.pointer(), ..in_place(&output) })
     }
 
-    /// Sends to world rank `to`. Returns when the data is on its way: where it is much, not before it is received.
-    pub(crate) fn send(&mut self, to: usize, call: &Call, data: Data<'_>) -> Result<(), Error> {
-        let sends = vec![Send { to: 0, range: 0..data.count(), after: 0 }];
-        let buffers = Buffers { one_way: true, ..reading(&data) };
-        self.pass(call, &[to], &Schedule { sends, receives: Vec::new() }, &buffers)
-    }
-
-    /// Receives what world rank `from` sends.
-    pub(crate) fn receive(&mut self, from: usize, call: &Call, data: DataMut<'_>) -> Result<(), Error> {
-        let receives = vec![Receive { from: 0, range: 0..data.count(), action: Action::Replace }];
-        let buffers = Buffers { one_way: true, ..in_place(&data) };
-        self.pass(call, &[from], &Schedule { sends: Vec::new(), receives }, &buffers)
+    /// Sends to one world rank, receives from one, or both at the same time. Returns when what is received is there
+    /// and what is sent is on its way: where it is much, not before it is received.
+    pub(crate) fn message(
+        &mut self,
+        outgoing: Option<(usize, Call, Data<'_>)>,
+        incoming: Option<(usize, Call, DataMut<'_>)>,
+    ) -> Result<(), Error> {
+        let mut ranks: Vec<usize> = Vec::with_capacity(2);
+        let mut schedule = Schedule::default();
+        // The two may be of different dtypes, so ranges are of bytes.
+        let mut buffers = Buffers { one_way: true, ..in_place(&DataMut::none(DType::U8)) };
+        if let Some((to, _, data)) = &outgoing {
+            ranks.push(*to);
+            schedule.sends.push(Send { to: 0, range: 0..data.byte_len(), after: 0 });
+            buffers.source = data.pointer();
+        }
+        if let Some((from, _, data)) = &incoming {
+            let known = ranks.iter().position(|rank| rank == from);
+            let from = known.unwrap_or_else(|| {
+                ranks.push(*from);
+                ranks.len() - 1
+            });
+            schedule.receives.push(Receive { from, range: 0..data.byte_len(), action: Action::Replace });
+            buffers.target = data.pointer();
+        }
+        let (sent, received) = (outgoing.map(|(_, call, _)| call), incoming.map(|(_, call, _)| call));
+        let Some(calls) = sent
+            .or(received)
+            .map(|either| Calls { sent: sent.unwrap_or(either), received: received.unwrap_or(either) })
+        else {
+            return Ok(());
+        };
+        self.pass_calls(&calls, &ranks, &schedule, &buffers)
     }
 
     /// Every member sends each of the others the range of its input that is for it; what comes is combined in the
@@ -254,7 +306,7 @@ impl Network {
         // Each slot begins at a word.
         let words = (count * dtype.size()).div_ceil(8);
         let slot = words * 8 / dtype.size();
-        if workspace.len() < world * words {
+        if world > 1 && workspace.len() < world * words {
             workspace.resize(world * words, 0);
         }
         let target = workspace.as_mut_ptr().cast::<u8>();
@@ -276,13 +328,13 @@ impl Network {
             .map(|member| match member == me {
                 // SAFETY: the range lies within the input.
                 true => unsafe { input.add(range(me).start * dtype.size()) },
-                // SAFETY: the workspace has a slot for every member.
+                // SAFETY: the workspace has a slot for every member, where there are others.
                 false => unsafe { target.add(member * words * 8).cast_const() },
             })
             .collect();
         // SAFETY: all have `count` elements, aligned; slots are disjoint from input and output. Where the
         // output is of the input, it is the own range, so this source exactly.
-        unsafe { fold(dtype, op, divisor, &sources, &[output], count) };
+        unsafe { fold_narrow(dtype, op, divisor, &sources, &[output], count) };
         if workspace.len() * 8 <= 2 * HALVES {
             self.workspace = workspace;
         }
@@ -347,8 +399,19 @@ impl Network {
 
     /// One passage. The ranges of `schedule` lie within the buffers, by how the operations above make them.
     fn pass(&mut self, call: &Call, ranks: &[usize], schedule: &Schedule, buffers: &Buffers) -> Result<(), Error> {
+        self.pass_calls(&Calls { sent: *call, received: *call }, ranks, schedule, buffers)
+    }
+
+    /// [`Network::pass`] where what is received belongs to another call than what is sent.
+    fn pass_calls(
+        &mut self,
+        calls: &Calls,
+        ranks: &[usize],
+        schedule: &Schedule,
+        buffers: &Buffers,
+    ) -> Result<(), Error> {
         // SAFETY: the operations borrow the buffers for their length, and make schedules for the buffers' counts.
-        unsafe { passage::run(&mut self.links, &mut self.scratch, &self.options, call, ranks, schedule, buffers) }
+        unsafe { passage::run(&mut self.links, &mut self.scratch, &self.options, calls, ranks, schedule, buffers) }
     }
 }
 
@@ -363,20 +426,6 @@ fn in_place(data: &DataMut<'_>) -> Buffers {
         private: false,
         compressed: false,
         one_way: false,
-    }
-}
-
-/// A passage that only sends.
-fn reading(data: &Data<'_>) -> Buffers {
-    Buffers {
-        dtype: data.dtype(),
-        source: data.pointer(),
-        target: std::ptr::null_mut(),
-        op: ReduceOp::Sum,
-        divisor: None,
-        private: false,
-        compressed: false,
-        one_way: true,
     }
 }
 

@@ -47,6 +47,12 @@ impl Buffers {
     }
 }
 
+/// What a passage is part of: one operation of all its ranks, or a message sent and another received.
+pub(super) struct Calls {
+    pub(super) sent: Call,
+    pub(super) received: Call,
+}
+
 /// One other rank, as this passage sees it.
 struct End {
     member: usize,
@@ -74,7 +80,7 @@ fn lane(offset: usize, lanes: usize) -> (usize, usize) {
 
 struct Passage<'a> {
     links: &'a mut Links,
-    call: &'a Call,
+    calls: &'a Calls,
     schedule: &'a Schedule,
     buffers: &'a Buffers,
     ends: Vec<End>,
@@ -102,16 +108,16 @@ pub(super) unsafe fn run(
     links: &mut Links,
     scratch: &mut Scratch,
     options: &TcpOptions,
-    call: &Call,
+    calls: &Calls,
     members: &[usize],
     schedule: &Schedule,
     buffers: &Buffers,
 ) -> Result<(), Error> {
-    let ends = open(links, options, call, members, schedule, buffers)?;
+    let ends = open(links, options, calls, members, schedule, buffers)?;
     let Scratch { incoming, outgoing } = scratch;
     let mut passage = Passage {
         links,
-        call,
+        calls,
         schedule,
         buffers,
         ends,
@@ -140,7 +146,7 @@ pub(super) unsafe fn run(
 fn open(
     links: &mut Links,
     options: &TcpOptions,
-    call: &Call,
+    calls: &Calls,
     members: &[usize],
     schedule: &Schedule,
     buffers: &Buffers,
@@ -162,16 +168,19 @@ fn open(
     for (index, length) in receives {
         *ends[index].2.get_or_insert(0) += length * buffers.wire_size();
     }
-    let intent = if buffers.one_way && !schedule.sends.is_empty() { Intent::Send } else { Intent::Meet };
     ends.into_iter()
         .map(|(member, out, into)| {
             let rank = members[member];
             let lanes = |bytes: Option<usize>| options.lanes(links.same_address(rank), bytes.unwrap_or(0));
             let (lanes_out, lanes_in) = (lanes(out), lanes(into));
+            let (intent, call) = match out {
+                Some(_) if buffers.one_way => (Intent::Send, &calls.sent),
+                _ => (Intent::Meet, &calls.received),
+            };
             links.open(rank, lanes_out.max(lanes_in), intent, call)?;
             let channel = links.channel(rank);
-            let own = header(call, channel.sent, buffers.dtype, buffers.compressed);
-            let expected = header(call, channel.received, buffers.dtype, buffers.compressed);
+            let own = header(&calls.sent, channel.sent, buffers.dtype, buffers.compressed);
+            let expected = header(&calls.received, channel.received, buffers.dtype, buffers.compressed);
             let (greets, listens) = (out.is_some() || !buffers.one_way, into.is_some() || !buffers.one_way);
             channel.sent += u64::from(greets);
             channel.received += u64::from(listens);
@@ -402,7 +411,7 @@ impl Passage<'_> {
         };
         end.theirs_received += length.min(missing);
         if end.theirs_received == HEADER && end.theirs != end.expected {
-            return Err(self.links.fail(complaint(end.rank, &end.theirs, self.call)));
+            return Err(self.links.fail(complaint(end.rank, &end.theirs, &self.calls.received)));
         }
         Ok(1 + length.saturating_sub(missing))
     }
@@ -451,10 +460,11 @@ impl Passage<'_> {
             let held = lanes.filter(|(_, stream)| !matches!(stream.try_flush(), Ok(true)));
             waits.extend(held.map(|(lane, _)| (end.rank, lane, PollFlags::POLLOUT)));
         }
-        let Some((rank, ..)) = waits.first().copied() else { return Ok(()) };
+        let Some((rank, _, flags)) = waits.first().copied() else { return Ok(()) };
+        let call = if flags == PollFlags::POLLIN { &self.calls.received } else { &self.calls.sent };
         let fds: Vec<(BorrowedFd<'_>, PollFlags)> =
             waits.iter().map(|(rank, lane, flags)| (self.links.lanes(*rank)[*lane].as_fd(), *flags)).collect();
-        self.links.wait(&fds, rank, since, self.call)
+        self.links.wait(&fds, rank, since, call)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::passage::Buffers;
 use crate::element::DType;
-use crate::reduce::fold;
+use crate::reduce::fold_narrow;
 use crate::schedule::Action;
 
 /// Bytes that are combined at a time: with the range that they go to, they fit the second-level cache.
@@ -103,7 +103,7 @@ impl<'a> Staging<'a> {
                 Action::Replace => std::ptr::copy_nonoverlapping(incoming, target, count * buffers.dtype.size()),
                 Action::Reduce | Action::Finish => {
                     let sources = [target.cast_const(), incoming];
-                    fold(buffers.dtype, buffers.op, divisor, &sources, &[target], count);
+                    fold_narrow(buffers.dtype, buffers.op, divisor, &sources, &[target], count);
                 }
             }
             if buffers.compressed && action == Action::Finish {

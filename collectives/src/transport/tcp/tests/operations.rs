@@ -93,6 +93,55 @@ fn ranks_exchange_with_each_other() {
     }
 }
 
+/// A reduce_scatter of 16-bit floats once collected all parts of all ranks before it combined any.
+#[test]
+fn what_waits_to_be_combined_is_bounded() {
+    for world in [1, 2, 3] {
+        run(world, &TcpOptions::default(), |rank| {
+            let (me, all) = (rank.rank, rank.all());
+            let count = 3_000_001;
+            let whole: Vec<bf16> = (0..world * count).map(|index| bf16::from_f32(value(me, index))).collect();
+            let mut own = vec![bf16::ZERO; count];
+            let op = ReduceOp::Sum;
+            let call = rank.call(Kind::ReduceScatter(op), DType::BF16, count);
+            rank.network.reduce_scatter(&all, &call, Data::from(&whole), DataMut::from(&mut own), op, None).unwrap();
+            let sum = |index: usize| bf16::from_f32(sum(world, me * count + index));
+            assert!((0..count).all(|index| own[index] == sum(index)), "{world}");
+            let words = rank.network.workspace.len();
+            assert_eq!(words > 0, world > 1, "memory for what other ranks send is kept");
+            assert!(words * 8 <= 5 << 20, "{words} words for {} bytes", 2 * whole.len());
+        });
+    }
+}
+
+/// A rank that sent and received once did one after the other: it did not take what came while it sent.
+#[test]
+fn messages_go_both_ways_at_the_same_time() {
+    // More than the kernel holds between two ranks.
+    let count = 64 << 20;
+    run(2, &TcpOptions::default(), |rank| {
+        let (me, other) = (rank.rank, 1 - rank.rank);
+        let call = |from: usize, dtype: DType, count: usize| {
+            let kind = Kind::Message { from: from as u32 };
+            Call { sequence: 0, kind, dtype, count: count as u64 }
+        };
+        // The elements need not be the same both ways.
+        let (bytes, doubles) = (vec![7u8; count], vec![0.5f64; count / 8]);
+        let (mut got_bytes, mut got_doubles) = (vec![0u8; count], vec![0f64; count / 8]);
+        let (as_bytes, as_doubles) = (call(0, DType::U8, count), call(1, DType::F64, count / 8));
+        if me == 0 {
+            let outgoing = (other, as_bytes, Data::from(&bytes));
+            let incoming = (other, as_doubles, DataMut::from(&mut got_doubles));
+            rank.network.message(Some(outgoing), Some(incoming)).unwrap();
+            assert_eq!(got_doubles, doubles);
+        } else {
+            rank.network.message(Some((other, as_doubles, Data::from(&doubles))), None).unwrap();
+            rank.network.message(None, Some((other, as_bytes, DataMut::from(&mut got_bytes)))).unwrap();
+            assert_eq!(got_bytes, bytes);
+        }
+    });
+}
+
 /// A sender need not wait for the receiver, whichever of the two is the lower rank; messages keep their order among
 /// operations of all.
 #[test]
@@ -102,10 +151,10 @@ fn messages_are_sent_before_they_are_received() {
         for round in 0..20 {
             let from = |from: usize| Kind::Message { from: from as u32 };
             let call = Call { sequence: round, kind: from(me), dtype: DType::F32, count: 1000 };
-            rank.network.send(other, &call, Data::from(&values(me, 1000))).unwrap();
+            rank.network.message(Some((other, call, Data::from(&values(me, 1000)))), None).unwrap();
             let mut data = vec![0f32; 1000];
             let call = Call { kind: from(other), ..call };
-            rank.network.receive(other, &call, DataMut::from(&mut data)).unwrap();
+            rank.network.message(None, Some((other, call, DataMut::from(&mut data)))).unwrap();
             assert_eq!(data, values(other, 1000));
             all_reduce(rank, &mut data, ReduceOp::Sum).unwrap();
         }
@@ -125,11 +174,11 @@ fn both_ends_may_dial_at_once() {
             // The others in an order of their own for each rank.
             let others = || (1..4).map(move |distance| (me + distance * (1 + me % 2 * 2)) % 4);
             for other in others() {
-                rank.network.send(other, &call(me), Data::from(&values(me, 10))).unwrap();
+                rank.network.message(Some((other, call(me), Data::from(&values(me, 10)))), None).unwrap();
             }
             for other in others() {
                 let mut data = vec![0f32; 10];
-                rank.network.receive(other, &call(other), DataMut::from(&mut data)).unwrap();
+                rank.network.message(None, Some((other, call(other), DataMut::from(&mut data)))).unwrap();
                 assert_eq!(data, values(other, 10));
             }
         });

@@ -18,9 +18,9 @@ fn connections_may_be_encrypted() {
                 let kind = Kind::Message { from: from as u32 };
                 Call { sequence: 0, kind, dtype: DType::F32, count: 10 }
             };
-            rank.network.send(next, &call(me), Data::from(&values(me, 10))).unwrap();
+            rank.network.message(Some((next, call(me), Data::from(&values(me, 10)))), None).unwrap();
             let mut data = vec![0f32; 10];
-            rank.network.receive(previous, &call(previous), DataMut::from(&mut data)).unwrap();
+            rank.network.message(None, Some((previous, call(previous), DataMut::from(&mut data)))).unwrap();
             assert_eq!(data, values(previous, 10));
         });
     }
