@@ -87,7 +87,7 @@ integer_arithmetic!(i8, i16, i32, i64, u8);
 // Conversions without branches, so that they become vectors; those of the `half` crate decide element by element.
 
 #[inline(always)]
-fn bf16_to_f32(value: bf16) -> f32 {
+pub(super) fn bf16_to_f32(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
