@@ -51,8 +51,9 @@ impl std::fmt::Display for ReduceOp {
 /// folded value, for a mean.
 ///
 /// # Safety
-/// Every pointer is aligned for `dtype` and valid for `count` elements, to read for sources and to write for targets,
-/// and nobody else touches them meanwhile. A target may be exactly a source; other overlaps are not allowed.
+/// Every pointer is aligned for `dtype` and valid for `count` elements, to read for sources and to write for targets.
+/// Meanwhile nobody else writes to the sources, which others may read as well, and nobody else touches the targets. A
+/// target may be exactly a source; other overlaps are not allowed.
 #[inline]
 pub(crate) unsafe fn fold(
     dtype: DType,
@@ -78,8 +79,8 @@ pub(crate) unsafe fn fold(
 /// Copies bytes.
 ///
 /// # Safety
-/// `length` bytes can be read from `source` and written to `target`; the two do not overlap, and nobody else touches
-/// them meanwhile.
+/// `length` bytes can be read from `source` and written to `target`, and the two do not overlap. Meanwhile nobody else
+/// writes to the source, which others may read as well, and nobody else touches the target.
 #[inline]
 pub(crate) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
     // SAFETY: the caller's promise.
@@ -93,11 +94,12 @@ pub(crate) unsafe fn copy(source: *const u8, target: *mut u8, length: usize) {
 /// As [`copy`].
 #[inline]
 pub(crate) unsafe fn copy_to_read(source: *const u8, target: *mut u8, length: usize) {
-    // SAFETY: the caller's promise; every line lies within `length` bytes of the target.
+    for line in 0..length / 64 {
+        kernel::claim(target.wrapping_add(64 * line));
+    }
+    // SAFETY: the caller's promise; whole lines lie within `length` bytes, and are read and written as bytes, which
+    // need no alignment.
     unsafe {
-        for line in 0..length / 64 {
-            kernel::claim(target.add(64 * line));
-        }
         let whole = length - length % 64;
         for start in (0..whole).step_by(64) {
             let line = source.add(start).cast::<[u64; 8]>().read_unaligned();
@@ -128,10 +130,10 @@ pub(crate) unsafe fn copy_out(source: *const u8, target: *mut u8, length: usize,
 /// Converts 16-bit floats to f32.
 ///
 /// # Safety
-/// `source` holds `count` elements of `dtype`, a 16-bit float, and `target` has room for as many f32; both aligned,
-/// disjoint and touched by nobody else.
+/// `source` holds `count` elements of `dtype`, a 16-bit float, and `target` has room for as many f32; both are aligned,
+/// and disjoint. Meanwhile nobody else writes to the source, which others may read as well, or touches the target.
 pub(crate) unsafe fn widen(dtype: DType, source: *const u8, target: *mut u8, count: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise. Any bits are values of these types.
     unsafe {
         let target = std::slice::from_raw_parts_mut(target.cast::<f32>(), count);
         match dtype {
@@ -150,7 +152,7 @@ pub(crate) unsafe fn widen(dtype: DType, source: *const u8, target: *mut u8, cou
 /// # Safety
 /// As [`widen`], with the roles of the types swapped.
 pub(crate) unsafe fn narrow(dtype: DType, source: *const u8, target: *mut u8, count: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise. Any bits are values of these types.
     unsafe {
         let source = std::slice::from_raw_parts(source.cast::<f32>(), count);
         match dtype {

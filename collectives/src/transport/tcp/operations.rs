@@ -124,10 +124,12 @@ impl Network {
         let part = |member: usize| member * count..(member + 1) * count;
         if world == 1 || input.dtype().is_half() || input.byte_len() <= COLLECTED {
             let (dtype, mine, target) = (input.dtype(), input.pointer(), output.pointer());
-            // SAFETY: the input has a part for every member; the output, of one part, is the own one or another buffer.
+            // SAFETY: the input has a part for every member, which the communicator has checked; the output, of one
+            // part, is the own one exactly or another buffer.
             return unsafe { self.collect(members, call, dtype, mine, part, target, count, op, divisor) };
         }
-        // SAFETY: own part of the input and the output have `count` elements of one dtype, and are one buffer or two.
+        // SAFETY: the own part of the input and the output have `count` elements of one dtype, and are the same memory
+        // or do not overlap.
         unsafe { copy(input.part(&part(me)), output.pointer(), output.byte_len()) };
         let last = (me + 1) % world;
         let action = |from: usize| if from == last { Action::Finish } else { Action::Reduce };
@@ -234,8 +236,8 @@ impl Network {
     /// order of members, whatever came first. 16-bit floats travel as they are and are rounded once.
     ///
     /// # Safety
-    /// The ranges lie within `input`, and have `count` elements; `output` has as many. It is this member's own range
-    /// of `input` exactly, or disjoint from `input`; nobody else touches them.
+    /// The ranges lie within `input`. This member's own has `count` elements, as `output` has, which is that range
+    /// exactly, or disjoint from `input`; both are aligned. Nobody else writes to `input` or touches `output`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn collect(
         &mut self,
@@ -345,9 +347,11 @@ impl Network {
         Ok(())
     }
 
-    /// One passage. The ranges of `schedule` lie within the buffers, by how the operations above make them.
+    /// One passage. The ranges of `schedule` lie within the buffers, by how the operations above make them; the source
+    /// and the target are one buffer, two, or, in a reduce-scatter in place, a buffer and this rank's part of it.
     fn pass(&mut self, call: &Call, ranks: &[usize], schedule: &Schedule, buffers: &Buffers) -> Result<(), Error> {
-        // SAFETY: the operations borrow the buffers for their length, and make schedules for the buffers' counts.
+        // SAFETY: the operations borrow the buffers for their length, and make schedules for the buffers' counts, which
+        // they or the communicator have checked against each other. What is compressed is f32.
         unsafe { passage::run(&mut self.links, &mut self.scratch, &self.options, call, ranks, schedule, buffers) }
     }
 }
