@@ -50,7 +50,7 @@ pub(crate) use message::{Incoming, Outgoing};
 use protocol::WORDS;
 pub(crate) use region::Region;
 use silence::{Late, Verdict, Wait};
-pub(crate) use staged::Buffers;
+pub(crate) use staged::ReductionBuffers;
 
 /// What all ranks of the group found when they compared their calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,7 +10,7 @@ use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
 use crate::reduce::{ReduceOp, copy, fold, narrow, widen};
 
-use super::staged::Buffers;
+use super::staged::ReductionBuffers;
 use super::{Group, Wide, aligned_part};
 
 /// A chunk that the hosts' leaders reduce: elements of a window.
@@ -86,7 +86,7 @@ impl Group {
     pub(crate) fn reduce_wide(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         op: ReduceOp,
         receives: bool,
         wide: Option<Wide<'_>>,
@@ -122,11 +122,11 @@ impl Group {
     fn intervals(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         plan: Plan,
         mut between: Between<'_, '_>,
     ) -> Result<(), Error> {
-        let Buffers { input, mut output } = buffers;
+        let ReductionBuffers { input, mut output } = buffers;
         let Plan { wire, op, chunks, .. } = plan;
         self.show(wire, input, plan.range(0), self.turn);
         self.agree(call, None)?;

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::options::Algorithm;
-use super::passage::{self, Buffers};
+use super::passage::{self, PassageBuffers};
 use super::{Members, Network};
 use crate::call::{Call, Kind};
 use crate::element::{DType, Data, DataMut};
@@ -65,7 +65,7 @@ impl Network {
         let schedule = Schedule::pipelined(data.count(), BLOCK / DType::F32.size(), steps);
         let compressed = self.compresses(call);
         self.in_full_width(data.reborrow(), |network, data| {
-            let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
+            let buffers = PassageBuffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
         })
     }
@@ -104,7 +104,7 @@ impl Network {
         }
         let compressed = self.compresses(call);
         self.in_full_width(data, |network, data| {
-            let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
+            let buffers = PassageBuffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
         })
     }
@@ -134,7 +134,7 @@ impl Network {
         let last = (me + 1) % world;
         let action = |from: usize| if from == last { Action::Finish } else { Action::Reduce };
         let schedule = pairwise(me, world, part, |from| (0..count, action(from)));
-        let buffers = Buffers { op, divisor, source: input.pointer(), ..in_place(&output.reborrow()) };
+        let buffers = PassageBuffers { op, divisor, source: input.pointer(), ..in_place(&output.reborrow()) };
         self.pass(call, &members.ranks, &schedule, &buffers)
     }
 
@@ -215,20 +215,20 @@ impl Network {
         for receive in &schedule.receives {
             let _ = output.part(&receive.range);
         }
-        self.pass(call, &partners, &schedule, &Buffers { source: input.pointer(), ..in_place(&output) })
+        self.pass(call, &partners, &schedule, &PassageBuffers { source: input.pointer(), ..in_place(&output) })
     }
 
     /// Sends to world rank `to`. Returns when the data is on its way: where it is much, not before it is received.
     pub(crate) fn send(&mut self, to: usize, call: &Call, data: Data<'_>) -> Result<(), Error> {
         let sends = vec![Send { to: 0, range: 0..data.count(), after: 0 }];
-        let buffers = Buffers { one_way: true, ..reading(&data) };
+        let buffers = PassageBuffers { one_way: true, ..reading(&data) };
         self.pass(call, &[to], &Schedule { sends, receives: Vec::new() }, &buffers)
     }
 
     /// Receives what world rank `from` sends.
     pub(crate) fn receive(&mut self, from: usize, call: &Call, data: DataMut<'_>) -> Result<(), Error> {
         let receives = vec![Receive { from: 0, range: 0..data.count(), action: Action::Replace }];
-        let buffers = Buffers { one_way: true, ..in_place(&data) };
+        let buffers = PassageBuffers { one_way: true, ..in_place(&data) };
         self.pass(call, &[from], &Schedule { sends: Vec::new(), receives }, &buffers)
     }
 
@@ -262,7 +262,7 @@ impl Network {
         let target = workspace.as_mut_ptr().cast::<u8>();
         if world > 1 {
             let schedule = pairwise(me, world, &range, |from| (from * slot..from * slot + count, Action::Replace));
-            let buffers = Buffers {
+            let buffers = PassageBuffers {
                 dtype,
                 source: input,
                 target,
@@ -349,7 +349,13 @@ impl Network {
 
     /// One passage. The ranges of `schedule` lie within the buffers, by how the operations above make them; the source
     /// and the target are one buffer, two, or, in a reduce-scatter in place, a buffer and this rank's part of it.
-    fn pass(&mut self, call: &Call, ranks: &[usize], schedule: &Schedule, buffers: &Buffers) -> Result<(), Error> {
+    fn pass(
+        &mut self,
+        call: &Call,
+        ranks: &[usize],
+        schedule: &Schedule,
+        buffers: &PassageBuffers,
+    ) -> Result<(), Error> {
         // SAFETY: the operations borrow the buffers for their length, and make schedules for the buffers' counts, which
         // they or the communicator have checked against each other. What is compressed is f32.
         unsafe { passage::run(&mut self.links, &mut self.scratch, &self.options, call, ranks, schedule, buffers) }
@@ -357,8 +363,8 @@ impl Network {
 }
 
 /// A passage that sends from `data` and receives into it.
-fn in_place(data: &DataMut<'_>) -> Buffers {
-    Buffers {
+fn in_place(data: &DataMut<'_>) -> PassageBuffers {
+    PassageBuffers {
         dtype: data.dtype(),
         source: data.pointer(),
         target: data.pointer(),
@@ -371,8 +377,8 @@ fn in_place(data: &DataMut<'_>) -> Buffers {
 }
 
 /// A passage that only sends.
-fn reading(data: &Data<'_>) -> Buffers {
-    Buffers {
+fn reading(data: &Data<'_>) -> PassageBuffers {
+    PassageBuffers {
         dtype: data.dtype(),
         source: data.pointer(),
         target: std::ptr::null_mut(),

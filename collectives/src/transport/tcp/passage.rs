@@ -27,7 +27,7 @@ const STRIPE: usize = 256 << 10;
 const PIECES: usize = 16;
 
 /// What a passage sends from and receives into.
-pub(super) struct Buffers {
+pub(super) struct PassageBuffers {
     pub(super) dtype: DType,
     pub(super) source: *const u8,
     pub(super) target: *mut u8,
@@ -41,7 +41,7 @@ pub(super) struct Buffers {
     pub(super) one_way: bool,
 }
 
-impl Buffers {
+impl PassageBuffers {
     pub(super) fn wire_size(&self) -> usize {
         if self.compressed { DType::BF16.size() } else { self.dtype.size() }
     }
@@ -76,7 +76,7 @@ struct Passage<'a> {
     links: &'a mut Links,
     call: &'a Call,
     schedule: &'a Schedule,
-    buffers: &'a Buffers,
+    buffers: &'a PassageBuffers,
     ends: Vec<End>,
     next_send: usize,
     /// Bytes of the next send that are on their way.
@@ -107,7 +107,7 @@ pub(super) unsafe fn run(
     call: &Call,
     members: &[usize],
     schedule: &Schedule,
-    buffers: &Buffers,
+    buffers: &PassageBuffers,
 ) -> Result<(), Error> {
     let ends = open(links, options, call, members, schedule, buffers)?;
     let Scratch { incoming, outgoing } = scratch;
@@ -145,7 +145,7 @@ fn open(
     call: &Call,
     members: &[usize],
     schedule: &Schedule,
-    buffers: &Buffers,
+    buffers: &PassageBuffers,
 ) -> Result<Vec<End>, Error> {
     // By member: bytes out and in, where there is any message.
     let mut ends: Vec<(usize, Option<usize>, Option<usize>)> = Vec::new();

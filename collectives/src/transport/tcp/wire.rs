@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use super::passage::Buffers;
+use super::passage::PassageBuffers;
 use crate::element::DType;
 use crate::reduce::{fold, narrow, widen};
 use crate::schedule::Action;
@@ -37,7 +37,7 @@ impl<'a> Staging<'a> {
     }
 
     /// Bytes on the wire of the piece that is combined next.
-    fn piece(rest: usize, buffers: &Buffers) -> usize {
+    fn piece(rest: usize, buffers: &PassageBuffers) -> usize {
         match buffers.compressed {
             false => rest.min(STAGE),
             true => (rest / DType::F32.size()).min(ROUNDED) * DType::BF16.size(),
@@ -53,7 +53,7 @@ impl<'a> Staging<'a> {
         target: *mut u8,
         rest: usize,
         action: Action,
-        buffers: &Buffers,
+        buffers: &PassageBuffers,
     ) -> &mut [u8] {
         if action == Action::Replace && !buffers.compressed {
             // SAFETY: the caller's promise.
@@ -75,7 +75,7 @@ impl<'a> Staging<'a> {
         target: *mut u8,
         rest: usize,
         action: Action,
-        buffers: &Buffers,
+        buffers: &PassageBuffers,
     ) {
         if action == Action::Replace && !buffers.compressed {
             self.done += length;
