@@ -266,7 +266,8 @@ impl<'a> DataMut<'a> {
 /// Copies a range of elements to one that is as long. The two may overlap.
 pub(crate) fn copy_range(source: Data<'_>, from: Range<usize>, target: DataMut<'_>, to: Range<usize>) {
     assert_eq!((source.dtype, from.len()), (target.dtype, to.len()), "equal elements are copied");
-    // SAFETY: both ranges lie within borrowed buffers, which `part` checks.
+    // SAFETY: both ranges lie within borrowed buffers, which `part` checks, and are as many bytes, since the dtypes are
+    // equal. They may overlap.
     unsafe { std::ptr::copy(source.part(&from), target.part(&to), from.len() * source.dtype.size()) };
 }
 

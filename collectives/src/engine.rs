@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::reduce::ReduceOp;
 use crate::segment::Segment;
 use crate::transport::memory;
-use crate::transport::shm::{Buffers, Group, Incoming, Outgoing, Wide};
+use crate::transport::shm::{Group, Incoming, Outgoing, ReductionBuffers, Wide};
 use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::{Members, Network};
 
@@ -113,12 +113,12 @@ impl Engine {
         let receives = root.is_none_or(|root| root == self.rank);
         let spans = self.topology.spans_hosts();
         let Some(group) = &mut self.group else {
-            return self.reduce_alone(call, Buffers { input, output }, op, root);
+            return self.reduce_alone(call, ReductionBuffers { input, output }, op, root);
         };
         if !spans {
             let located = located.as_ref().map(|(segment, location)| (segment, *location));
             let root = root.map(|root| self.topology.place(root).1);
-            return group.reduce(call, Buffers { input, output }, op, divisor, located, root);
+            return group.reduce(call, ReductionBuffers { input, output }, op, divisor, located, root);
         }
         let mut wide = self
             .network
@@ -126,19 +126,19 @@ impl Engine {
             .zip(self.leaders.as_ref())
             .map(|(network, leaders)| |data: DataMut<'_>| network.all_reduce(leaders, call, data, op, divisor));
         let wide = wide.as_mut().map(|wide| wide as Wide<'_>);
-        group.reduce_wide(call, Buffers { input, output }, op, receives, wide)
+        group.reduce_wide(call, ReductionBuffers { input, output }, op, receives, wide)
     }
 
     /// The part of a rank that is the only one of its host.
     fn reduce_alone(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         op: ReduceOp,
         root: Option<usize>,
     ) -> Result<(), Error> {
         let divisor = self.divisor(op);
-        let Buffers { input, mut output } = buffers;
+        let ReductionBuffers { input, mut output } = buffers;
         let receives = root.is_none_or(|root| root == self.rank);
         let (Some(network), Some(leaders)) = (&mut self.network, &self.leaders) else {
             output.take_from(&input);
@@ -307,7 +307,15 @@ impl Engine {
         });
         if let Some(group) = &mut self.group {
             let wide = wide.as_mut().map(|wide| wide as Wide<'_>);
-            return group.reduce_scatter_wide(call, Buffers { input, output }, op, &order, own, per_slice, wide);
+            return group.reduce_scatter_wide(
+                call,
+                ReductionBuffers { input, output },
+                op,
+                &order,
+                own,
+                per_slice,
+                wide,
+            );
         }
         let Some(wide) = &mut wide else {
             // Alone in the world.

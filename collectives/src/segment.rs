@@ -156,7 +156,9 @@ impl<T: Element> Deref for SharedBuffer<T> {
     fn deref(&self) -> &[T] {
         let pointer = self.segment.at(self.segment.me, 0, self.len * size_of::<T>());
         // SAFETY: the part is page-aligned, holds `len` elements, is mapped as long as the segment lives, and any
-        // bytes are valid elements. Other ranks write to it only while an operation holds it mutably.
+        // bytes are valid elements. Other ranks write to it, through mappings of their own, within operations only,
+        // which borrow it mutably here; one that was held up while such an operation failed may do so later, and then
+        // what is read are some elements or others, as the type says.
         unsafe { std::slice::from_raw_parts(pointer.cast::<T>(), self.len) }
     }
 }
@@ -164,7 +166,7 @@ impl<T: Element> Deref for SharedBuffer<T> {
 impl<T: Element> DerefMut for SharedBuffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let pointer = self.segment.at(self.segment.me, 0, self.len * size_of::<T>());
-        // SAFETY: as above, and `&mut self` makes the access exclusive within this process.
+        // SAFETY: as above, and by `&mut self` nothing else refers to this mapping's part.
         unsafe { std::slice::from_raw_parts_mut(pointer.cast::<T>(), self.len) }
     }
 }
@@ -186,11 +188,6 @@ impl<T: Element> std::fmt::Debug for SharedBuffer<T> {
         write!(f, "SharedBuffer({} x {})", T::DTYPE, self.len)
     }
 }
-
-// SAFETY: the pointers are to memory that no thread owns in particular.
-unsafe impl Send for Segment {}
-// SAFETY: a segment hands out raw pointers only; who dereferences them keeps accesses apart.
-unsafe impl Sync for Segment {}
 
 #[cfg(test)]
 mod tests {

@@ -3,40 +3,23 @@
 //! The ranks are this test's own binary, started again with the test `rank_process` selected.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod common;
+
 use std::time::{Duration, Instant};
 
+use common::process::{Process, Seat, random_secret, world};
 use muster_collectives::flight::{self, Activity, Cause, Group, State};
-use muster_collectives::{Communicator, Config, Peer, ReduceOp, Secret};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use muster_collectives::{Communicator, ReduceOp};
+use nix::sys::signal::Signal;
 
-const LABEL: &str = "MUSTER_TEST_LABEL";
-
-/// One rank: says where it listens, learns who the others are, and does what each line says.
+/// One rank: learns its label and who the others are, and does what each further line says.
 #[test]
 fn rank_process() {
-    let Ok(label) = std::env::var(LABEL) else { return };
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let own = listener.local_addr().unwrap();
-    // The harness has begun a line of its own.
-    println!("\nADDRESS {own}");
+    let Some(seat) = Seat::taken() else { return };
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
-    let peers: Vec<Peer> = lines
-        .next()
-        .unwrap()
-        .split(' ')
-        .map(|word| {
-            let (host, address) = word.split_once('=').unwrap();
-            Peer { host: host.to_owned(), address: address.parse().unwrap() }
-        })
-        .collect();
-    let rank = peers.iter().position(|peer| peer.address == own).unwrap();
-    let mut config = Config::new(rank, 3, peers, listener, Secret::new(format!("the secret of {label}")));
+    let (label, world) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut config = seat.config(&world);
     config.label = label;
-    config.timeout = Duration::from_secs(120);
     let communicator = Communicator::connect(config).unwrap();
     println!("READY");
     for line in lines {
@@ -55,72 +38,18 @@ fn rank_process() {
     // The pipe's end ends the process in order.
 }
 
-struct Rank {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    address: SocketAddr,
-}
-
-impl Rank {
-    fn start(label: &str) -> Rank {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "rank_process", "--nocapture"])
-            .env(LABEL, label)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let address = expect(&mut output, "ADDRESS").parse().unwrap();
-        Rank { child, input, output, address }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-    }
-
-    fn expect(&mut self, word: &str) -> String {
-        expect(&mut self.output, word)
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// What follows `word` on the next line that begins with it.
-fn expect(output: &mut BufReader<ChildStdout>, word: &str) -> String {
-    loop {
-        let mut line = String::new();
-        assert!(output.read_line(&mut line).unwrap() > 0, "the rank ended before it said {word}");
-        if let Some(rest) = line.trim_end().strip_prefix(word) {
-            return rest.trim_start().to_owned();
-        }
-    }
-}
-
 struct World {
     label: String,
-    ranks: Vec<Rank>,
+    ranks: Vec<Process>,
 }
 
 fn start(name: &str, hosts: &[&str]) -> World {
     let label = format!("{name} {} {}", hosts.concat(), std::process::id());
-    let mut ranks: Vec<Rank> = hosts.iter().map(|_| Rank::start(&label)).collect();
-    let peers: Vec<String> = hosts.iter().zip(&ranks).map(|(host, rank)| format!("{host}={}", rank.address)).collect();
-    ranks.iter_mut().for_each(|rank| rank.say(&peers.join(" ")));
-    ranks.iter_mut().for_each(|rank| {
-        rank.expect("READY");
-    });
+    let secret = random_secret();
+    let mut ranks: Vec<Process> = hosts.iter().map(|_| Process::start("rank_process", &secret)).collect();
+    let line = world(&ranks.iter().collect::<Vec<_>>(), hosts, 3, Duration::from_secs(120));
+    ranks.iter_mut().for_each(|rank| rank.tell(&format!("{label}\n{line}")));
+    ranks.iter().for_each(|rank| drop(rank.expect("READY")));
     World { label, ranks }
 }
 
@@ -164,12 +93,12 @@ fn all_wait(group: &Group, rank: u32, activity: Activity) -> bool {
 fn a_stopped_rank_is_named_and_the_others_wait_for_it() {
     for (number, hosts) in SHAPES.iter().cycle().take(8).enumerate() {
         let mut world = start("stopped", hosts);
-        world.ranks.iter_mut().for_each(|rank| rank.say("forever"));
+        world.ranks.iter_mut().for_each(|rank| rank.tell("forever"));
         // In the middle of operations, at another point each time.
         world.look_until(|group| group.ranks.iter().all(|rank| rank.recording.begun > 20));
         std::thread::sleep(Duration::from_micros(number as u64 * 7919 % 20_000));
         let victim = number % hosts.len();
-        let pid = world.ranks[victim].child.id();
+        let pid = world.ranks[victim].id();
         world.ranks[victim].signal(Signal::SIGSTOP);
         let victim = victim as u32;
         let group = world.look_until(|group| all_wait(group, victim, Activity::Stopped));
@@ -195,9 +124,9 @@ fn a_rank_that_does_not_call_is_named() {
     for hosts in SHAPES {
         let mut world = start("absent", hosts);
         let absent = hosts.len() as u32 - 1;
-        world.ranks.iter_mut().for_each(|rank| rank.say("barrier"));
-        world.ranks.iter_mut().for_each(|rank| assert_eq!(rank.expect("RESULT"), "Ok(())"));
-        world.ranks.iter_mut().take(absent as usize).for_each(|rank| rank.say("barrier"));
+        world.ranks.iter_mut().for_each(|rank| rank.tell("barrier"));
+        world.ranks.iter().for_each(|rank| assert_eq!(rank.expect("RESULT"), "Ok(())"));
+        world.ranks.iter_mut().take(absent as usize).for_each(|rank| rank.tell("barrier"));
         let group = world.look_until(|group| all_wait(group, absent, Activity::Outside));
         let last = &group.ranks[absent as usize];
         assert_eq!(last.recording.operations[0].state, State::Done);
@@ -206,20 +135,18 @@ fn a_rank_that_does_not_call_is_named() {
         let Cause::Absent { wanted, last, .. } = &culprit.cause else { panic!("{culprit:?}") };
         assert_eq!((wanted.name().as_str(), wanted.sequence()), ("barrier", 1));
         assert_eq!(last.map(|last| last.sequence()), Some(0));
-        world.ranks[absent as usize].say("barrier");
-        world.ranks.iter_mut().for_each(|rank| assert_eq!(rank.expect("RESULT"), "Ok(())"));
+        world.ranks[absent as usize].tell("barrier");
+        world.ranks.iter().for_each(|rank| assert_eq!(rank.expect("RESULT"), "Ok(())"));
     }
 }
 
 #[test]
 fn the_error_of_a_communicator_stays_readable_and_nothing_outlives_the_processes() {
     let mut world = start("killed", &["a", "a", "b"]);
-    world.ranks.iter_mut().for_each(|rank| rank.say("forever"));
+    world.ranks.iter_mut().for_each(|rank| rank.tell("forever"));
     world.look_until(|group| group.ranks.iter().all(|rank| rank.recording.begun > 20));
     drop(world.ranks.pop());
-    world.ranks.iter_mut().for_each(|rank| {
-        rank.expect("RESULT");
-    });
+    world.ranks.iter().for_each(|rank| drop(rank.expect("RESULT")));
     let group = world.look().unwrap();
     assert_eq!((group.missing.to_string(), group.missing_here), ("2".to_owned(), 0));
     let [culprit] = &group.culprits[..] else { panic!("{:#?}", group.culprits) };

@@ -4,16 +4,13 @@
 //! started again with the test `rank_process` selected.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod common;
+
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use muster_collectives::{Communicator, Config, Error, Peer, ReduceOp, Secret, Transports};
-
-const SECRET: &str = "MUSTER_TEST_SECRET";
-const ADDRESS: &str = "MUSTER_TEST_ADDRESS";
-const TIMEOUT: &str = "MUSTER_TEST_TIMEOUT_MS";
+use common::process::{Process, Seat, random_secret, world};
+use muster_collectives::{Communicator, Error, ReduceOp, Transports};
 
 const HOSTS: [&str; 4] = ["a", "a", "b", "b"];
 const LINK: f64 = 1e9;
@@ -21,26 +18,14 @@ const BYTES: usize = 100_000_000;
 /// Takes two seconds over the link.
 const LONG: usize = 250_000_000;
 
-/// One rank: says where it listens, learns who the others are, and does what it is told, a line at a time.
+/// One rank: learns who the others are and how to reach them, and does what it is told, a line at a time.
 #[test]
 fn rank_process() {
-    let Ok(address) = std::env::var(ADDRESS) else { return };
-    let timeout = Duration::from_millis(std::env::var(TIMEOUT).unwrap().parse().unwrap());
-    let listener = TcpListener::bind((address, 0)).unwrap();
-    let own = listener.local_addr().unwrap();
-    // The harness has begun a line of its own.
-    println!("\nADDRESS {own}");
+    let Some(seat) = Seat::taken() else { return };
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
     let words = lines.next().unwrap();
-    let (transports, words) = words.split_once(' ').unwrap();
-    let peers: Vec<Peer> = words
-        .split(' ')
-        .zip(HOSTS)
-        .map(|(address, host)| Peer { host: host.to_owned(), address: address.parse().unwrap() })
-        .collect();
-    let rank = peers.iter().position(|peer| peer.address == own).unwrap();
-    let mut config = Config::new(rank, 1, peers, listener, Secret::new(std::env::var(SECRET).unwrap()));
-    config.timeout = timeout;
+    let (transports, world) = words.split_once(' ').unwrap();
+    let mut config = seat.config(world);
     config.transports = if transports == "flat" { Transports::TcpOnly } else { Transports::All };
     let communicator = Communicator::connect(config).unwrap();
     for line in lines {
@@ -95,12 +80,6 @@ fn command(program: &str, arguments: &str) -> Result<(), String> {
     }
 }
 
-fn random() -> String {
-    let mut bytes = [0u8; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).unwrap();
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Two namespaces and the link between them; gone when dropped.
 struct Hosts {
     name: String,
@@ -122,7 +101,8 @@ impl Hosts {
             }
         }
         // Interfaces' names have at most 15 bytes.
-        let hosts = Hosts { name: format!("mst{}", &random()[..10]) };
+        let digits = random_secret().chars().filter(char::is_ascii_hexdigit).take(10).collect::<String>();
+        let hosts = Hosts { name: format!("mst{digits}") };
         match hosts.set_up() {
             Ok(()) => Some(hosts),
             Err(why) => missing(&why),
@@ -154,11 +134,15 @@ impl Hosts {
         }
     }
 
-    fn start(&self, transports: &str, timeout: Duration) -> Vec<Rank> {
-        let secret = random();
-        let mut ranks: Vec<Rank> = HOSTS.iter().map(|host| Rank::start(&self.name, host, &secret, timeout)).collect();
-        let addresses: Vec<String> = ranks.iter().map(|rank| rank.address.clone()).collect();
-        ranks.iter_mut().for_each(|rank| rank.say(&format!("{transports} {}", addresses.join(" "))));
+    fn start(&self, transports: &str, timeout: Duration) -> Vec<Process> {
+        let secret = random_secret();
+        let start = |host: &&str| {
+            let address = if *host == "a" { "10.77.0.1" } else { "10.77.0.2" };
+            Process::start_in(&format!("{}{host}", self.name), address, "rank_process", &secret)
+        };
+        let mut ranks: Vec<Process> = HOSTS.iter().map(start).collect();
+        let line = world(&ranks.iter().collect::<Vec<_>>(), &HOSTS, 1, timeout);
+        ranks.iter_mut().for_each(|rank| rank.tell(&format!("{transports} {line}")));
         ranks
     }
 }
@@ -172,63 +156,11 @@ impl Drop for Hosts {
     }
 }
 
-struct Rank {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    address: String,
-}
-
-impl Rank {
-    fn start(name: &str, host: &str, secret: &str, timeout: Duration) -> Rank {
-        let address = if host == "a" { "10.77.0.1" } else { "10.77.0.2" };
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &format!("{name}{host}")])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "rank_process", "--nocapture"])
-            .env(ADDRESS, address)
-            .env(SECRET, secret)
-            .env(TIMEOUT, timeout.as_millis().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut rank = Rank { child, input, output, address: String::new() };
-        rank.address = rank.expect("ADDRESS");
-        rank
-    }
-
-    fn say(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-    }
-
-    /// What follows `word` on the next line that begins with it.
-    fn expect(&mut self, word: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.output.read_line(&mut line).unwrap() > 0, "the rank ended before it said {word}");
-            if let Some(rest) = line.trim_end().strip_prefix(word) {
-                return rest.trim_start().to_owned();
-            }
-        }
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        // `ip` has become the rank itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// The slowest rank's time for an all-reduce, the best of some.
-fn time(ranks: &mut [Rank], times: usize) -> Duration {
-    let once = |ranks: &mut [Rank]| {
-        ranks.iter_mut().for_each(|rank| rank.say("reduce"));
-        let took = ranks.iter_mut().map(|rank| rank.expect("TOOK").parse::<u64>().unwrap());
+fn time(ranks: &mut [Process], times: usize) -> Duration {
+    let once = |ranks: &mut [Process]| {
+        ranks.iter_mut().for_each(|rank| rank.tell("reduce"));
+        let took = ranks.iter().map(|rank| rank.expect("TOOK").parse::<u64>().unwrap());
         Duration::from_micros(took.max().unwrap())
     };
     (0..times).map(|_| once(ranks)).min().unwrap()
@@ -263,8 +195,8 @@ fn flat_beside_hierarchical() {
 fn a_leader_whose_data_moves_is_not_blamed_by_its_members() {
     let Some(hosts) = Hosts::new() else { return };
     let mut ranks = hosts.start("hierarchical", Duration::from_millis(700));
-    ranks.iter_mut().for_each(|rank| rank.say("broadcast"));
-    for (number, rank) in ranks.iter_mut().enumerate() {
+    ranks.iter_mut().for_each(|rank| rank.tell("broadcast"));
+    for (number, rank) in ranks.iter().enumerate() {
         assert_eq!(rank.expect("BROADCAST"), "Ok(()) true", "rank {number}");
     }
 }
@@ -275,13 +207,13 @@ fn a_partition_ends_every_call_and_names_the_other_side() {
     for transports in ["hierarchical", "flat"] {
         let timeout = Duration::from_millis(1000);
         let mut ranks = hosts.start(transports, timeout);
-        ranks.iter_mut().for_each(|rank| rank.say("run"));
-        ranks.iter_mut().for_each(|rank| drop(rank.expect("RUNNING")));
+        ranks.iter_mut().for_each(|rank| rank.tell("run"));
+        ranks.iter().for_each(|rank| drop(rank.expect("RUNNING")));
         // They are somewhere in their operations; when one has been completed does not matter.
         std::thread::sleep(Duration::from_millis(100));
         hosts.part();
         let parted = Instant::now();
-        for (number, rank) in ranks.iter_mut().enumerate() {
+        for (number, rank) in ranks.iter().enumerate() {
             let error = rank.expect("FAILED");
             let other_side: &[&str] =
                 if HOSTS[number] == "a" { &["Some(2)", "Some(3)"] } else { &["Some(0)", "Some(1)"] };

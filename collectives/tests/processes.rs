@@ -82,9 +82,7 @@ fn start(hosts: &[&str], timeout: Duration) -> Vec<Process> {
 fn connect(ranks: &mut [Process], hosts: &[&str], epoch: u64, timeout: Duration) {
     let line = world(&ranks.iter().collect::<Vec<_>>(), hosts, epoch, timeout);
     ranks.iter_mut().for_each(|rank| rank.tell(&line));
-    ranks.iter().for_each(|rank| {
-        rank.expect("READY");
-    });
+    ranks.iter().for_each(|rank| drop(rank.expect("READY")));
 }
 
 const SHAPES: [&[&str]; 4] = [&["a", "a"], &["a", "a", "a"], &["a", "b", "c"], &["a", "a", "b", "b"]];

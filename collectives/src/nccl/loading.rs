@@ -74,7 +74,7 @@ pub(super) struct Opened {
 
 impl Opened {
     /// # Safety
-    /// `T` is a pointer to a function of the symbol's type.
+    /// `T` is a pointer to a function of the symbol's type, or one to nothing in particular.
     pub(super) unsafe fn optional<T: Copy>(&self, symbol: &str) -> Option<T> {
         // SAFETY: the caller's; the library is never unloaded, so the copied pointer stays valid.
         unsafe { self.library.get::<T>(symbol) }.ok().map(|symbol| *symbol)
@@ -89,7 +89,7 @@ impl Opened {
 
     /// The file that the library was loaded from, asked of the loader by the address of one of its functions.
     pub(super) fn path(&self, symbol: &str) -> PathBuf {
-        // SAFETY: the address is only compared, never called.
+        // SAFETY: a pointer to nothing in particular: the address is only looked up, never called.
         let Some(address) = (unsafe { self.optional::<*const c_void>(symbol) }) else { return self.asked.clone() };
         let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
         // SAFETY: dladdr fills the structure, which zeroes initialise as well, and keeps nothing of it.

@@ -89,7 +89,7 @@ integer_arithmetic!(i8, i16, i32, i64, u8);
 // Conversions without branches, so that they become vectors; those of the `half` crate decide element by element.
 
 #[inline(always)]
-fn bf16_to_f32(value: bf16) -> f32 {
+pub(super) fn bf16_to_f32(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
 }
 
@@ -159,9 +159,12 @@ pub(super) unsafe fn fold_avx512(dtype: DType, work: &Work<'_>) {
     unsafe { fold_dtype(dtype, work) }
 }
 
+/// # Safety
+/// As [`super::fold`].
 #[inline(always)]
 unsafe fn fold_dtype(dtype: DType, work: &Work<'_>) {
-    // SAFETY: the caller's promise, passed on. The second number is that of elements whose partials fill `HELD`.
+    // SAFETY: the caller's promise, passed on, with the type that belongs to the dtype. The second number is that of
+    // elements whose partials fill `HELD`.
     unsafe {
         match dtype {
             DType::F64 => fold_op::<f64, { HELD / 8 }>(work),
@@ -177,6 +180,8 @@ unsafe fn fold_dtype(dtype: DType, work: &Work<'_>) {
     }
 }
 
+/// # Safety
+/// As [`super::fold`], and `T` is the elements' type.
 #[inline(always)]
 unsafe fn fold_op<T: Arithmetic, const BLOCK: usize>(work: &Work<'_>) {
     // SAFETY: the caller's promise, passed on.
@@ -212,13 +217,14 @@ fn ask(line: *const u8) {
 /// Asks for a line to write to. Where another processor's cache holds it changed, one passage brings both the data
 /// and the right to change them; a plain read would bring the data, and the write would ask again.
 #[inline(always)]
-pub(super) unsafe fn claim(line: *mut u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint that never faults; processors without it take it for one that does nothing.
+pub(super) fn claim(line: *mut u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint that never faults, wherever it points, and changes nothing that a program sees; processors
+    // without it take it for one that does nothing.
     unsafe {
         std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = line;
 }
 
@@ -241,6 +247,8 @@ pub(super) unsafe fn copy_far(source: *const u8, target: *mut u8, length: usize)
     }
 }
 
+/// # Safety
+/// As [`fold_op`].
 #[inline(always)]
 unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     combine: impl Fn(T::Partial, T::Partial) -> T::Partial + Copy,
@@ -256,8 +264,7 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
     let claim_lines = |from: usize, to: usize| {
         if let Some(target) = unread {
             for byte in (from * size_of::<T>()..to.min(whole) * size_of::<T>()).step_by(64) {
-                // SAFETY: it touches nothing.
-                unsafe { claim(target.wrapping_add(byte)) };
+                claim(target.wrapping_add(byte));
             }
         }
     };
@@ -272,7 +279,8 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
                 }
             }
         }
-        // SAFETY: start + BLOCK <= count; the caller vouches for the pointers.
+        // SAFETY: start + BLOCK <= count, and the caller vouches for so many elements behind every pointer. A block is
+        // read from all sources before it is written, since a target may be a source.
         unsafe {
             let mut partials = first.cast::<T>().add(start).cast::<[T; BLOCK]>().read().map(T::widen);
             for source in others {
@@ -294,7 +302,7 @@ unsafe fn fold_blocks<T: Arithmetic, const BLOCK: usize>(
         start += BLOCK;
     }
     for index in whole..count {
-        // SAFETY: index < count.
+        // SAFETY: as for a block, with index < count.
         unsafe {
             let mut partial = first.cast::<T>().add(index).read().widen();
             for source in others {

@@ -13,6 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const SECRET: &str = "MUSTER_TEST_SECRET";
+/// Where a rank listens, if not on the loopback.
+const ADDRESS: &str = "MUSTER_TEST_ADDRESS";
 
 /// A secret for the processes of one test.
 pub(crate) fn random_secret() -> String {
@@ -21,9 +23,19 @@ pub(crate) fn random_secret() -> String {
     format!("{bytes:02x?}")
 }
 
+/// A process that is killed and reaped with this value, however the test ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A rank as the test sees it. It dies with this value.
 pub(crate) struct Process {
-    child: Child,
+    running: Running,
     input: ChildStdin,
     lines: Receiver<String>,
     pub(crate) address: SocketAddr,
@@ -32,32 +44,39 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a process that runs `test` alone, whose body begins with [`Seat::taken`].
     pub(crate) fn start(test: &str, secret: &str) -> Process {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(SECRET, secret)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        Process::started(Command::new(std::env::current_exe().unwrap()), test, secret)
+    }
+
+    /// The same in a network namespace, where it listens at `address`.
+    pub(crate) fn start_in(namespace: &str, address: &str, test: &str, secret: &str) -> Process {
+        // `ip` becomes the rank itself.
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(std::env::current_exe().unwrap()).env(ADDRESS, address);
+        Process::started(command, test, secret)
+    }
+
+    fn started(mut command: Command, test: &str, secret: &str) -> Process {
+        let command = command.args(["--exact", test, "--nocapture"]).env(SECRET, secret);
+        let mut running = Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let input = running.0.stdin.take().unwrap();
+        let output = BufReader::new(running.0.stdout.take().unwrap());
         let (sender, lines) = channel();
         // Ends with the process.
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let address = expect(&lines, "ADDRESS", HANGS).parse().unwrap();
-        Process { child, input, lines, address }
+        Process { running, input, lines, address }
     }
 
     pub(crate) fn id(&self) -> u32 {
-        self.child.id()
+        self.running.0.id()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        kill(Pid::from_raw(self.id() as i32), signal).unwrap();
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_some()
+        self.running.0.try_wait().unwrap().is_some()
     }
 
     pub(crate) fn tell(&mut self, line: &str) {
@@ -67,13 +86,6 @@ impl Process {
     /// What follows `word` on the next line that begins with it.
     pub(crate) fn expect(&self, word: &str) -> String {
         expect(&self.lines, word, HANGS)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -109,7 +121,8 @@ impl Seat {
     /// Says where this process listens; none if it is the test itself that runs.
     pub(crate) fn taken() -> Option<Seat> {
         let secret = Secret::new(std::env::var(SECRET).ok()?);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = std::env::var(ADDRESS).unwrap_or_else(|_| "127.0.0.1".to_owned());
+        let listener = TcpListener::bind((address, 0)).unwrap();
         // The harness has begun a line of its own.
         println!("\nADDRESS {}", listener.local_addr().unwrap());
         Some(Seat { listener, secret })

@@ -82,7 +82,8 @@ fn live(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &A
     let mut entry = RobustListHead { list: ptr::null_mut(), futex_offset: 0, pending: ptr::null_mut() };
     let mut head = RobustListHead { list: ptr::null_mut(), futex_offset: 0, pending: ptr::null_mut() };
     let (entry, head) = (&raw mut entry, &raw mut head);
-    // SAFETY: both live in this frame, longer than the kernel knows of them: the list is emptied at the end.
+    // SAFETY: both live in this frame, longer than the kernel knows of them: the list is emptied at the end. It takes
+    // the place of the C library's for this thread, which holds none of the mutexes that stand in that one.
     unsafe {
         (*entry).list = head;
         (*head).list = entry;
@@ -99,9 +100,9 @@ fn live(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &A
         sleep(stop, 0);
     }
     word.store(0, Ordering::SeqCst);
-    // SAFETY: as above; nobody else knows the list.
+    // SAFETY: as above; but for the kernel, which reads it when the thread dies, nobody else knows the list.
     unsafe { (*head).list = head };
-    // SAFETY: an empty list, which outlives the call; the kernel keeps none for this thread from then on.
+    // SAFETY: the null pointer is the empty list; the kernel keeps none for this thread from then on.
     unsafe { libc::syscall(libc::SYS_set_robust_list, ptr::null::<RobustListHead>(), size_of::<RobustListHead>()) };
 }
 

@@ -33,6 +33,7 @@ pub(crate) mod options;
 mod protocol;
 mod read;
 mod region;
+mod silence;
 mod small;
 mod staged;
 mod wide;
@@ -54,7 +55,8 @@ use options::ShmOptions;
 use protocol::WORDS;
 use read::Reader;
 pub(crate) use region::Region;
-pub(crate) use staged::Buffers;
+use silence::{Late, Verdict, Wait};
+pub(crate) use staged::ReductionBuffers;
 
 /// What all ranks of the group found when they compared their calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -257,10 +259,7 @@ impl Group {
     }
 
     /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about; they have been
-    /// waited for since `start`.
-    ///
-    /// After too long one of them is named, but none that waits as well if there is another: that one knows better
-    /// whom to blame. Ranks that wait show it by their pulse.
+    /// waited for since `start`. After too long one of them is named, as [`silence`] says.
     fn sleep_until(
         &self,
         call: &Call,
@@ -270,7 +269,8 @@ impl Group {
     ) -> Result<(), Error> {
         // Members wait for a leader that may itself wait for other hosts.
         let limit = if self.spans && !self.leads() { self.timeout + GRACE } else { self.timeout };
-        let mut silent = self.spans;
+        let half = limit / 2;
+        let mut told = !self.spans;
         // When somebody is named; and the pulses, with the time when they were felt.
         let (mut end, mut felt) = (limit, None);
         let feel = || (0..self.ranks.len()).map(|place| self.region.pulse(place)).collect::<Vec<u64>>();
@@ -279,45 +279,28 @@ impl Group {
                 return Ok(None);
             }
             self.region.beat(self.me);
-            let has_left = |place: &usize| self.region.has_left(*place);
-            // Left is read before the post: a rank that has come and then left is not missed. And it is read before
-            // the abort: a rank that has aborted and then left is named for the abort.
-            let gone = self.others().filter(has_left).find(|place| behind(*place) && !done());
-            self.breaker.check()?;
-            if let Some(error) = self.region.head().abort() {
-                return Err(self.breaker.trip(error));
-            }
-            if let Some(place) = gone {
-                return Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] }));
-            }
+            self.check_ends(done, behind)?;
             let waited = start.elapsed();
-            let half = limit / 2;
             // In time for who waits for this rank at another host, and no longer than its own limit.
-            if silent && waited >= self.timeout / 2 {
-                silent = false;
+            if !told && waited >= self.timeout / 2 {
+                told = true;
                 self.breaker.say_waiting();
             }
-            if felt.is_none() && waited >= half {
-                felt = Some((waited, feel()));
+            if waited >= half {
+                felt.get_or_insert_with(|| (waited, feel()));
             }
-            if waited >= end {
-                let all = || self.others().filter(|place| behind(*place));
-                // Whoever was behind has come since.
-                let Some(first) = all().next() else { return Ok(Some(Duration::ZERO)) };
-                // Nobody is called silent who has had no time: this rank itself may have woken up late.
-                let silent = felt.as_ref().and_then(|(since, pulses)| {
-                    // Between hosts others count on being told by then.
-                    let long = self.spans || waited.saturating_sub(*since) >= limit * 2 / 5 || end > limit;
-                    all().find(|place| long && self.region.pulse(*place) == pulses[*place])
-                });
-                match silent {
-                    None if end == limit => {
-                        end = waited + GRACE;
-                        felt = Some((waited, feel()));
-                    }
-                    place => {
-                        let rank = self.ranks[place.unwrap_or(first)];
-                        return Err(self.breaker.trip(Error::timeout(rank, call, waited)));
+            if let Some((since, pulses)) = &felt
+                && waited >= end
+            {
+                let is_silent = |place: usize| self.region.pulse(place) == pulses[place];
+                let late = self.others().filter(|place| behind(*place));
+                let late: Vec<Late> = late.map(|place| Late { place, silent: is_silent(place) }).collect();
+                let wait = Wait { limit, felt: waited - *since, spans: self.spans, overdue: end > limit };
+                match silence::judge(&late, wait) {
+                    Verdict::Nobody => return Ok(Some(Duration::ZERO)),
+                    Verdict::Later => (end, felt) = (waited + GRACE, Some((waited, feel()))),
+                    Verdict::Blame(place) => {
+                        return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
                     }
                 }
             }
@@ -329,6 +312,22 @@ impl Group {
             Ok(Some(limit)) => ControlFlow::Continue(limit),
             Err(error) => ControlFlow::Break(Err(error)),
         })
+    }
+
+    /// Fails if the communicator has ended, or one of those that are `behind` has left.
+    fn check_ends(&self, done: &dyn Fn() -> bool, behind: &dyn Fn(usize) -> bool) -> Result<(), Error> {
+        let has_left = |place: &usize| self.region.has_left(*place);
+        // Left is read before the post: a rank that has come and then left is not missed. And it is read before
+        // the abort: a rank that has aborted and then left is named for the abort.
+        let gone = self.others().filter(has_left).find(|place| behind(*place) && !done());
+        self.breaker.check()?;
+        if let Some(error) = self.region.head().abort() {
+            return Err(self.breaker.trip(error));
+        }
+        match gone {
+            Some(place) => Err(self.breaker.trip(Error::PeerLeft { rank: self.ranks[place] })),
+            None => Ok(()),
+        }
     }
 
     #[cold]

@@ -57,7 +57,7 @@ impl Cut {
 }
 
 /// The buffers of a reduction, which may be the same.
-pub(crate) struct Buffers<'a> {
+pub(crate) struct ReductionBuffers<'a> {
     pub(crate) input: Data<'a>,
     pub(crate) output: DataMut<'a>,
 }
@@ -75,13 +75,13 @@ impl Group {
     pub(crate) fn reduce(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         op: ReduceOp,
         divisor: Option<usize>,
         segment: Option<Located<'_>>,
         root: Option<usize>,
     ) -> Result<(), Error> {
-        let Buffers { input, mut output } = buffers;
+        let ReductionBuffers { input, mut output } = buffers;
         let dtype = input.dtype();
         let receives = root.is_none_or(|root| root == self.me);
         let cut = Cut::Chunks { count: input.count(), per_chunk: self.region.window_len() / dtype.size() };
@@ -117,7 +117,7 @@ impl Group {
             let (slice, offset) = cut.slice(dtype, self.ranks.len(), chunk, self.me);
             let length = slice.len() * dtype.size();
             let own = self.region.window(self.turn + chunk as u64, self.me, offset, length);
-            let buffers = Buffers { input, output: output.reborrow() };
+            let buffers = ReductionBuffers { input, output: output.reborrow() };
             let targets = if receives { &[own, buffers.output.at(slice.start)][..] } else { &[own][..] };
             self.fold_slice(&buffers, cut, chunk, op, divisor, targets);
             if chunk + 1 < chunks {
@@ -154,7 +154,7 @@ impl Group {
                 self.meet(call)?;
             }
             let target = output.at((chunk * per_chunk).min(output.count()));
-            let buffers = Buffers { input, output: output.reborrow() };
+            let buffers = ReductionBuffers { input, output: output.reborrow() };
             self.fold_slice(&buffers, cut, chunk, op, divisor, &[target]);
             if chunk + 1 < chunks {
                 self.stage(input, cut, chunk + 1);
@@ -180,7 +180,7 @@ impl Group {
     /// Folds this rank's slice of a chunk, of which all others have staged theirs, in the order of ranks.
     fn fold_slice(
         &self,
-        buffers: &Buffers<'_>,
+        buffers: &ReductionBuffers<'_>,
         cut: Cut,
         chunk: usize,
         op: ReduceOp,

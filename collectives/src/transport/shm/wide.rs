@@ -10,7 +10,7 @@ use crate::element::{DType, Data, DataMut};
 use crate::error::Error;
 use crate::reduce::{ReduceOp, copy, fold, narrow, widen};
 
-use super::staged::Buffers;
+use super::staged::ReductionBuffers;
 use super::{Group, Wide, aligned_part};
 
 /// A chunk that the hosts' leaders reduce: elements of a window.
@@ -132,7 +132,7 @@ impl Group {
     pub(crate) fn reduce_wide(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         op: ReduceOp,
         receives: bool,
         wide: Option<Wide<'_>>,
@@ -150,7 +150,7 @@ impl Group {
     pub(crate) fn reduce_scatter_wide(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         op: ReduceOp,
         order: &[usize],
         own: usize,
@@ -165,7 +165,7 @@ impl Group {
     fn go_wide(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         plan: Plan<'_>,
         wide: Option<Wide<'_>>,
     ) -> Result<(), Error> {
@@ -195,11 +195,11 @@ impl Group {
     fn intervals(
         &mut self,
         call: &Call,
-        buffers: Buffers<'_>,
+        buffers: ReductionBuffers<'_>,
         plan: Plan<'_>,
         mut between: Between<'_, '_>,
     ) -> Result<(), Error> {
-        let Buffers { input, mut output } = buffers;
+        let ReductionBuffers { input, mut output } = buffers;
         let Plan { wire, op, cut } = plan;
         let chunks = cut.chunks();
         self.show(&plan, input, 0, self.turn);

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::options::Algorithm;
-use super::passage::{self, Buffers, Calls};
+use super::passage::{self, Calls, PassageBuffers};
 use super::{Members, Network};
 use crate::call::{Call, Kind};
 use crate::element::{DType, Data, DataMut};
@@ -66,7 +66,7 @@ impl Network {
         let schedule = Schedule::pipelined(data.count(), BLOCK / DType::F32.size(), steps);
         let compressed = self.compresses(call);
         self.in_full_width(data.reborrow(), |network, data| {
-            let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
+            let buffers = PassageBuffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
         })
     }
@@ -105,7 +105,7 @@ impl Network {
         }
         let compressed = self.compresses(call);
         self.in_full_width(data, |network, data| {
-            let buffers = Buffers { op, divisor, compressed, ..in_place(&data) };
+            let buffers = PassageBuffers { op, divisor, compressed, ..in_place(&data) };
             network.pass(call, &members.ranks, &schedule, &buffers)
         })
     }
@@ -137,12 +137,13 @@ impl Network {
             }
             return Ok(());
         }
-        // SAFETY: own part of the input and the output have `count` elements of one dtype, and are one buffer or two.
+        // SAFETY: the own part of the input and the output have `count` elements of one dtype, and are the same memory
+        // or do not overlap.
         unsafe { copy(input.part(&part(me)), output.pointer(), output.byte_len()) };
         let last = (me + 1) % world;
         let action = |from: usize| if from == last { Action::Finish } else { Action::Reduce };
         let schedule = pairwise(me, world, part, |from| (0..count, action(from)));
-        let buffers = Buffers { op, divisor, source: input.pointer(), ..in_place(&output.reborrow()) };
+        let buffers = PassageBuffers { op, divisor, source: input.pointer(), ..in_place(&output.reborrow()) };
         self.pass(call, &members.ranks, &schedule, &buffers)
     }
 
@@ -244,7 +245,7 @@ impl Network {
         for receive in &schedule.receives {
             let _ = output.part(&receive.range);
         }
-        self.pass(call, &partners, &schedule, &Buffers { source: input.pointer(), ..in_place(&output) })
+        self.pass(call, &partners, &schedule, &PassageBuffers { source: input.pointer(), ..in_place(&output) })
     }
 
     /// Sends to one world rank, receives from one, or both at the same time. Returns when what is received is there
@@ -257,7 +258,7 @@ impl Network {
         let mut ranks: Vec<usize> = Vec::with_capacity(2);
         let mut schedule = Schedule::default();
         // The two may be of different dtypes, so ranges are of bytes.
-        let mut buffers = Buffers { one_way: true, ..in_place(&DataMut::none(DType::U8)) };
+        let mut buffers = PassageBuffers { one_way: true, ..in_place(&DataMut::none(DType::U8)) };
         if let Some((to, _, data)) = &outgoing {
             ranks.push(*to);
             schedule.sends.push(Send { to: 0, range: 0..data.byte_len(), after: 0 });
@@ -286,8 +287,8 @@ impl Network {
     /// order of members, whatever came first. 16-bit floats travel as they are and are rounded once.
     ///
     /// # Safety
-    /// The ranges lie within `input`, and have `count` elements; `output` has as many. It is this member's own range
-    /// of `input` exactly, or disjoint from `input`; nobody else touches them.
+    /// The ranges lie within `input`. This member's own has `count` elements, as `output` has, which is that range
+    /// exactly, or disjoint from `input`; both are aligned. Nobody else writes to `input` or touches `output`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn collect(
         &mut self,
@@ -312,7 +313,7 @@ impl Network {
         let target = workspace.as_mut_ptr().cast::<u8>();
         if world > 1 {
             let schedule = pairwise(me, world, &range, |from| (from * slot..from * slot + count, Action::Replace));
-            let buffers = Buffers {
+            let buffers = PassageBuffers {
                 dtype,
                 source: input,
                 target,
@@ -398,7 +399,13 @@ impl Network {
     }
 
     /// One passage. The ranges of `schedule` lie within the buffers, by how the operations above make them.
-    fn pass(&mut self, call: &Call, ranks: &[usize], schedule: &Schedule, buffers: &Buffers) -> Result<(), Error> {
+    fn pass(
+        &mut self,
+        call: &Call,
+        ranks: &[usize],
+        schedule: &Schedule,
+        buffers: &PassageBuffers,
+    ) -> Result<(), Error> {
         self.pass_calls(&Calls { sent: *call, received: *call }, ranks, schedule, buffers)
     }
 
@@ -408,7 +415,7 @@ impl Network {
         calls: &Calls,
         ranks: &[usize],
         schedule: &Schedule,
-        buffers: &Buffers,
+        buffers: &PassageBuffers,
     ) -> Result<(), Error> {
         // SAFETY: the operations borrow the buffers for their length, and make schedules for the buffers' counts.
         unsafe { passage::run(&mut self.links, &mut self.scratch, &self.options, calls, ranks, schedule, buffers) }
@@ -416,8 +423,8 @@ impl Network {
 }
 
 /// A passage that sends from `data` and receives into it.
-fn in_place(data: &DataMut<'_>) -> Buffers {
-    Buffers {
+fn in_place(data: &DataMut<'_>) -> PassageBuffers {
+    PassageBuffers {
         dtype: data.dtype(),
         source: data.pointer(),
         target: data.pointer(),

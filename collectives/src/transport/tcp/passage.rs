@@ -27,7 +27,7 @@ const STRIPE: usize = 256 << 10;
 const PIECES: usize = 16;
 
 /// What a passage sends from and receives into.
-pub(super) struct Buffers {
+pub(super) struct PassageBuffers {
     pub(super) dtype: DType,
     pub(super) source: *const u8,
     pub(super) target: *mut u8,
@@ -41,7 +41,7 @@ pub(super) struct Buffers {
     pub(super) one_way: bool,
 }
 
-impl Buffers {
+impl PassageBuffers {
     pub(super) fn wire_size(&self) -> usize {
         if self.compressed { DType::BF16.size() } else { self.dtype.size() }
     }
@@ -82,7 +82,7 @@ struct Passage<'a> {
     links: &'a mut Links,
     calls: &'a Calls,
     schedule: &'a Schedule,
-    buffers: &'a Buffers,
+    buffers: &'a PassageBuffers,
     ends: Vec<End>,
     next_send: usize,
     /// Bytes of the next send that are on their way.
@@ -102,8 +102,10 @@ pub(super) struct Scratch {
 /// Runs `schedule`, whose ranks are indices of `members`.
 ///
 /// # Safety
-/// The schedule's ranges of elements lie within the source, for sends, and the target, for receives; both are aligned
-/// and touched by nobody else. They are the same memory or disjoint.
+/// Every range of elements that the schedule sends lies within the source, and every one that it receives within the
+/// target; both are aligned, and of f32 if `compressed`. Until this returns nobody else writes to the one or touches
+/// the other. They may be the same memory, or overlap, as where the target is a part of the source: this thread looks
+/// at one of them at a time. What is sent of a range is what lies there when the schedule lets it go.
 pub(super) unsafe fn run(
     links: &mut Links,
     scratch: &mut Scratch,
@@ -111,7 +113,7 @@ pub(super) unsafe fn run(
     calls: &Calls,
     members: &[usize],
     schedule: &Schedule,
-    buffers: &Buffers,
+    buffers: &PassageBuffers,
 ) -> Result<(), Error> {
     let ends = open(links, options, calls, members, schedule, buffers)?;
     let Scratch { incoming, outgoing } = scratch;
@@ -149,7 +151,7 @@ fn open(
     calls: &Calls,
     members: &[usize],
     schedule: &Schedule,
-    buffers: &Buffers,
+    buffers: &PassageBuffers,
 ) -> Result<Vec<End>, Error> {
     // By member: bytes out and in, where there is any message.
     let mut ends: Vec<(usize, Option<usize>, Option<usize>)> = Vec::new();
@@ -270,8 +272,8 @@ impl Passage<'_> {
                 break;
             }
             let length = (send.range.len() * size - skip).min(room);
-            // SAFETY: the range lies within the source by the caller's promise. Schedules receive nothing into a
-            // range before the other end has what was sent of it.
+            // SAFETY: the range lies within the source by the caller's promise. The slice is gone before anything is
+            // received, so nothing writes to it.
             let piece =
                 unsafe { std::slice::from_raw_parts(self.buffers.source.add(send.range.start * size + skip), length) };
             pieces[number] = IoSlice::new(piece);
@@ -311,7 +313,8 @@ impl Passage<'_> {
         let total = send.range.len() * DType::BF16.size();
         let (lane, room) = lane(end.sent, end.lanes_out);
         let begun = self.sent / DType::BF16.size();
-        // SAFETY: the rest of the range lies within the source, which holds f32 where data is compressed.
+        // SAFETY: the rest of the range lies within the source, which holds f32 where data is compressed. It is rounded
+        // to memory of this rank before anything is received.
         let rest = unsafe {
             let start = self.buffers.source.cast::<f32>().add(send.range.start + begun);
             self.outgoing.rounded(start, send.range.len() - begun, self.sent)
@@ -351,7 +354,8 @@ impl Passage<'_> {
             let mut target: &mut [u8] = &mut [];
             if self.buffers.private && action == Action::Replace && !self.buffers.compressed {
                 let (_, room) = lane(0, self.ends[index].lanes_in);
-                // SAFETY: the range lies within the target by the caller's promise, and nothing else refers to it.
+                // SAFETY: the range lies within the target by the caller's promise, and nothing else refers to it: no
+                // slice of what is sent is kept.
                 target = unsafe {
                     let start = self.buffers.target.add(range.start * size);
                     std::slice::from_raw_parts_mut(start, (range.len() * size).min(room))

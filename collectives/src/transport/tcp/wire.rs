@@ -3,9 +3,9 @@
 
 #![allow(unsafe_code)]
 
-use super::passage::Buffers;
+use super::passage::PassageBuffers;
 use crate::element::DType;
-use crate::reduce::fold_narrow;
+use crate::reduce::{fold_narrow, narrow, widen};
 use crate::schedule::Action;
 
 /// Bytes that are combined at a time: with the range that they go to, they fit the second-level cache.
@@ -37,7 +37,7 @@ impl<'a> Staging<'a> {
     }
 
     /// Bytes on the wire of the piece that is combined next.
-    fn piece(rest: usize, buffers: &Buffers) -> usize {
+    fn piece(rest: usize, buffers: &PassageBuffers) -> usize {
         match buffers.compressed {
             false => rest.min(STAGE),
             true => (rest / DType::F32.size()).min(ROUNDED) * DType::BF16.size(),
@@ -53,7 +53,7 @@ impl<'a> Staging<'a> {
         target: *mut u8,
         rest: usize,
         action: Action,
-        buffers: &Buffers,
+        buffers: &PassageBuffers,
     ) -> &mut [u8] {
         if action == Action::Replace && !buffers.compressed {
             // SAFETY: the caller's promise.
@@ -75,7 +75,7 @@ impl<'a> Staging<'a> {
         target: *mut u8,
         rest: usize,
         action: Action,
-        buffers: &Buffers,
+        buffers: &PassageBuffers,
     ) {
         if action == Action::Replace && !buffers.compressed {
             self.done += length;
@@ -96,7 +96,7 @@ impl<'a> Staging<'a> {
             let mut incoming = stage.cast_const();
             if buffers.compressed {
                 let wide = stage.add(STAGE);
-                widen(stage.cast(), wide.cast(), count);
+                widen(DType::BF16, stage, wide, count);
                 incoming = wide;
             }
             match action {
@@ -108,8 +108,8 @@ impl<'a> Staging<'a> {
             }
             if buffers.compressed && action == Action::Finish {
                 // What the others get is rounded, so this rank's copy is as well.
-                round(target.cast(), stage.cast(), count);
-                widen(stage.cast(), target.cast(), count);
+                narrow(DType::BF16, target, stage, count);
+                widen(DType::BF16, stage, target, count);
             }
         }
         self.done += count * buffers.dtype.size();
@@ -143,76 +143,12 @@ impl<'a> Outgoing<'a> {
             self.memory.resize(ROUNDED * DType::BF16.size() / 8, 0);
             let piece = count.min(ROUNDED);
             // SAFETY: the caller's promise; the memory holds ROUNDED elements of bf16 and is nobody else's.
-            unsafe { round(values, self.memory.as_mut_ptr().cast(), piece) };
+            unsafe { narrow(DType::BF16, values.cast(), self.memory.as_mut_ptr().cast(), piece) };
             (self.start, self.length) = (sent, piece * DType::BF16.size());
         }
         let unsent = sent - self.start..self.length;
         // SAFETY: the piece's bytes, of the memory that is borrowed.
         let bytes = unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<u8>(), self.length) };
         &bytes[unsent]
-    }
-}
-
-/// The upper half of an f32 is a bf16.
-const HALF: u32 = 16;
-
-/// Rounds f32 to bf16, to nearest even; a NaN stays one. Integer arithmetic that compilers vectorize.
-///
-/// # Safety
-/// Both have `count` elements, aligned and disjoint.
-unsafe fn round(values: *const f32, rounded: *mut u16, count: usize) {
-    // SAFETY: the caller's promise. Any bits are a u32.
-    let (values, rounded) = unsafe {
-        (std::slice::from_raw_parts(values.cast::<u32>(), count), std::slice::from_raw_parts_mut(rounded, count))
-    };
-    for (rounded, bits) in rounded.iter_mut().zip(values) {
-        let is_nan = bits & 0x7fff_ffff > 0x7f80_0000;
-        let quiet = (bits >> HALF) | 0x40;
-        // Half of what is cut off, less one, and one more where the last digit that stays is odd.
-        let nearest = bits.wrapping_add(0x7fff + (bits >> HALF & 1)) >> HALF;
-        *rounded = if is_nan { quiet } else { nearest } as u16;
-    }
-}
-
-/// # Safety
-/// Both have `count` elements, aligned and disjoint.
-unsafe fn widen(rounded: *const u16, values: *mut f32, count: usize) {
-    // SAFETY: the caller's promise. Any bits are an f32.
-    let (rounded, values) = unsafe {
-        (std::slice::from_raw_parts(rounded, count), std::slice::from_raw_parts_mut(values.cast::<u32>(), count))
-    };
-    for (value, rounded) in values.iter_mut().zip(rounded) {
-        *value = u32::from(*rounded) << HALF;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use half::bf16;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn values_are_rounded_as_bf16(bits in proptest::collection::vec(any::<u32>(), 0..100), special in 0u32..8) {
-            let edges = [0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x7f7f_ffff, 0x3f80_8000, 0x3f81_8000, 1, 0x8000_0000];
-            let bits: Vec<u32> = bits.into_iter().chain([edges[special as usize]]).collect();
-            let values: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
-            let mut rounded = vec![0u16; values.len()];
-            let mut wide = vec![0f32; values.len()];
-            // SAFETY: three vectors of one length.
-            unsafe {
-                round(values.as_ptr(), rounded.as_mut_ptr(), values.len());
-                widen(rounded.as_ptr(), wide.as_mut_ptr(), values.len());
-            }
-            for ((value, rounded), wide) in values.iter().zip(rounded).zip(wide) {
-                let expected = bf16::from_f32(*value);
-                prop_assert!(rounded == expected.to_bits() || (value.is_nan() && bf16::from_bits(rounded).is_nan()));
-                prop_assert_eq!(wide.to_bits(), bf16::from_bits(rounded).to_f32().to_bits());
-            }
-        }
     }
 }
