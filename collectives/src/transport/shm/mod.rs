@@ -275,17 +275,21 @@ impl Group {
             }
             if waited >= end {
                 let all = || self.others().filter(|place| behind(*place));
+                // A rank that waits for one of another host has no pulse here, but has said that it waits.
+                let excused = |place: &usize| self.breaker.is_excused(self.ranks[*place], start);
                 // Whoever was behind has come since.
                 let Some(first) = all().next() else { return Ok(Some(Duration::ZERO)) };
                 // Nobody is called silent who has had no time: this rank itself may have woken up late.
                 let silent = felt.as_ref().and_then(|(since, pulses)| {
                     // Between hosts others count on being told by then.
                     let long = self.spans || waited.saturating_sub(*since) >= limit * 2 / 5 || end > limit;
-                    all().find(|place| long && self.region.pulse(*place) == pulses[*place])
+                    let still = |place: &usize| self.region.pulse(*place) == pulses[*place];
+                    all().find(|place| long && still(place) && !excused(place))
                 });
                 match silent {
                     None if end == limit => {
-                        end = waited + GRACE;
+                        // Twice: it may wait for a member, which gives its own leader one.
+                        end = waited + if all().any(|place| excused(&place)) { 2 * GRACE } else { GRACE };
                         felt = Some((waited, feel()));
                     }
                     place => {
