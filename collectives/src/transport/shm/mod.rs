@@ -292,13 +292,16 @@ impl Group {
             if let Some((since, pulses)) = &felt
                 && waited >= end
             {
-                let is_silent = |place: usize| self.region.pulse(place) == pulses[place];
-                let late = self.others().filter(|place| behind(*place));
-                let late: Vec<Late> = late.map(|place| Late { place, silent: is_silent(place) }).collect();
+                let late = self.others().filter(|place| behind(*place)).map(|place| Late {
+                    place,
+                    pulse: self.region.pulse(place) != pulses[place],
+                    excused: self.breaker.is_excused(self.ranks[place], start),
+                });
+                let late: Vec<Late> = late.collect();
                 let wait = Wait { limit, felt: waited - *since, spans: self.spans, overdue: end > limit };
                 match silence::judge(&late, wait) {
                     Verdict::Nobody => return Ok(Some(Duration::ZERO)),
-                    Verdict::Later => (end, felt) = (waited + GRACE, Some((waited, feel()))),
+                    Verdict::Later(grace) => (end, felt) = (waited + grace, Some((waited, feel()))),
                     Verdict::Blame(place) => {
                         return Err(self.breaker.trip(Error::timeout(self.ranks[place], call, waited)));
                     }
