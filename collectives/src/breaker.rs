@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::call::{Call, Kind};
 use crate::error::{Error, LossCause};
 use crate::flight::Recorder;
 use crate::monitor::ControlLink;
@@ -61,11 +62,29 @@ struct State {
     excused: BTreeMap<usize, (Instant, u32)>,
     /// How often this rank has said so.
     said_waiting: u32,
+    /// The call that a rank has said last that it waits in, and how often it has said such things.
+    calls: BTreeMap<usize, (u32, Call)>,
+    /// The call that this rank has said last that it waits in, and how often it has said such things.
+    own_call: Option<Call>,
+    said_call: u32,
+    ring: Ring,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
     recorder: Option<Arc<Recorder>>,
     /// Others that end with this one.
     bound: Vec<Arc<Breaker>>,
+}
+
+/// How far the ring of control connections is. Rank 0 sends word around it that it is connected to both neighbours,
+/// each rank hands it on once it is connected itself, and when it comes back all are; then rank 0 sends that around.
+#[derive(Default)]
+struct Ring {
+    /// The connection to the next rank, once this rank has both.
+    next: Option<Arc<ControlLink>>,
+    /// The ranks before this one are connected.
+    heard: bool,
+    /// All are.
+    complete: bool,
 }
 
 /// How much longer a rank waits for one that waits itself, and so knows better whom to blame.
@@ -101,26 +120,86 @@ impl Breaker {
         self.lock().recorder = Some(recorder);
     }
 
-    /// All ranks are connected; from now on they are told over `links` and through `region`.
-    pub(crate) fn attach(&self, links: Vec<Arc<ControlLink>>, region: Option<Arc<Region>>) -> Result<(), Error> {
+    /// From now on others are told over this connection as well; at once, if the end has come already.
+    pub(crate) fn attach_link(&self, link: &Arc<ControlLink>) -> Result<(), Error> {
         let mut state = self.lock();
-        state.links = links;
-        state.region = region;
-        if let Some(recorder) = &state.recorder {
-            recorder.connected();
-        }
         match &state.error {
-            None => Ok(()),
+            None => {
+                state.links.push(Arc::clone(link));
+                Ok(())
+            }
             Some(error) => {
-                state.tell(error);
+                link.send_abort(&error.encode());
                 Err(error.clone())
             }
+        }
+    }
+
+    /// From now on others are told through this memory as well.
+    pub(crate) fn attach_region(&self, region: Arc<Region>) -> Result<(), Error> {
+        let mut state = self.lock();
+        match &state.error {
+            None => {
+                state.region = Some(region);
+                Ok(())
+            }
+            Some(error) => {
+                region.post_abort(&error.encode());
+                Err(error.clone())
+            }
+        }
+    }
+
+    /// This rank is connected to both neighbours in the ring. Waits until all ranks are, until `deadline` at most;
+    /// whether they are.
+    pub(crate) fn close_ring(&self, next: Arc<ControlLink>, deadline: Instant) -> Result<bool, Error> {
+        let mut state = self.lock();
+        state.ring.next = Some(next);
+        state.heard_of_ring();
+        loop {
+            match (&state.error, state.ring.complete) {
+                (Some(error), _) => return Err(error.clone()),
+                (None, true) => return Ok(true),
+                (None, false) => {}
+            }
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Ok(false);
+            }
+            state = match self.changed.wait_timeout(state, remaining) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// The ranks from 0 to the one before this are connected; of rank 0, all are.
+    pub(crate) fn hear_connected(&self) {
+        let mut state = self.lock();
+        state.ring.heard = true;
+        state.heard_of_ring();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn hear_complete(&self) {
+        let mut state = self.lock();
+        state.complete_ring();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// All ranks are connected.
+    pub(crate) fn connected(&self) {
+        if let Some(recorder) = &self.lock().recorder {
+            recorder.connected();
         }
     }
 
     pub(crate) fn detach(&self) {
         let mut state = self.lock();
         state.links.clear();
+        state.ring = Ring::default();
         state.region = None;
         state.recorder = None;
     }
@@ -200,6 +279,40 @@ impl Breaker {
         state.links.iter().for_each(|link| link.send_waiting(state.rank, state.said_waiting));
     }
 
+    /// Tells the others what this rank has been waiting in for a while. Those that wait in the same operation, as they
+    /// call it, but in different calls, may wait at different places for ever.
+    pub(crate) fn say_call(&self, call: &Call) {
+        let mut state = self.lock();
+        if state.own_call == Some(*call) || matches!(call.kind, Kind::Message { .. }) {
+            return;
+        }
+        state.own_call = Some(*call);
+        state.said_call += 1;
+        let bytes = call.encode();
+        state.links.iter().for_each(|link| link.send_call(state.rank, state.said_call, &bytes));
+        let odd = state.calls.iter().find_map(|(rank, (_, theirs))| contradiction(*rank, theirs, call));
+        drop(state);
+        if let Some(error) = odd {
+            self.trip(error);
+        }
+    }
+
+    /// `rank` says, for the `count`-th time, that it waits in a call; whether that is news.
+    pub(crate) fn hear_call(&self, rank: usize, count: u32, call: Call) -> bool {
+        let mut state = self.lock();
+        // What comes back around the ring goes no further.
+        if rank == state.rank || state.calls.get(&rank).is_some_and(|(known, _)| *known >= count) {
+            return false;
+        }
+        state.calls.insert(rank, (count, call));
+        let odd = state.own_call.and_then(|own| contradiction(rank, &call, &own));
+        drop(state);
+        if let Some(error) = odd {
+            self.trip(error);
+        }
+        true
+    }
+
     /// `rank` says that it waits, for the `count`-th time; whether that is news.
     pub(crate) fn excuse(&self, rank: usize, count: u32) -> bool {
         let mut state = self.lock();
@@ -256,7 +369,35 @@ impl Breaker {
     }
 }
 
+/// What is wrong where `rank` calls an operation otherwise than this one.
+fn contradiction(rank: usize, theirs: &Call, own: &Call) -> Option<Error> {
+    (theirs.sequence == own.sequence && theirs != own).then(|| Error::Mismatch {
+        rank,
+        theirs: theirs.to_string(),
+        expected: own.to_string(),
+    })
+}
+
 impl State {
+    fn heard_of_ring(&mut self) {
+        let Some(next) = &self.ring.next else { return };
+        match (self.rank, self.ring.heard) {
+            (0, true) => self.complete_ring(),
+            (0, false) | (_, true) => next.send_connected(),
+            (_, false) => {}
+        }
+    }
+
+    fn complete_ring(&mut self) {
+        if self.ring.complete {
+            return;
+        }
+        self.ring.complete = true;
+        if let Some(next) = &self.ring.next {
+            next.send_complete();
+        }
+    }
+
     /// Writes that never block.
     fn tell(&self, error: &Error) {
         let bytes = error.encode();

@@ -2,12 +2,15 @@
 //! once, also while no operation runs, and handed on.
 //!
 //! Members of a host hold one to their host's leader; where there are several hosts, every rank holds one to each
-//! neighbour in a ring of all ranks. An abort is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise that
-//! a rank has been waiting for long, or has left.
+//! neighbour in a ring of all ranks. They are watched as soon as they are there, while others are still being made. An
+//! abort is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise
+//! that a rank has been waiting for long, in which call, or has left. Around the ring it also goes that all ranks are
+//! connected: once to ask, and once to say so.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::breaker::Breaker;
+use crate::call::{CALL_BYTES, Call};
 use crate::error::{ENCODED_MAX, Error, LossCause};
 use crate::transport::stream::Stream;
 
@@ -23,6 +27,12 @@ const GOODBYE: u8 = 1;
 const ABORT: u8 = 2;
 const WAITING: u8 = 3;
 const LEFT: u8 = 4;
+const CALL: u8 = 5;
+const CONNECTED: u8 = 6;
+const COMPLETE: u8 = 7;
+
+/// A rank, a count, and a call.
+const CALL_LENGTH: usize = 8 + CALL_BYTES;
 
 /// The control connection to one neighbour.
 pub(crate) struct ControlLink {
@@ -43,6 +53,26 @@ impl ControlLink {
         frame[2..6].copy_from_slice(&(rank as u32).to_le_bytes());
         frame[6..].copy_from_slice(&count.to_le_bytes());
         self.send(&frame);
+    }
+
+    /// That `rank` has been waiting in `call` for a while; it has said such things `count` times.
+    pub(crate) fn send_call(&self, rank: usize, count: u32, call: &[u8; CALL_BYTES]) {
+        let mut frame = [0; 2 + CALL_LENGTH];
+        frame[..2].copy_from_slice(&[CALL, CALL_LENGTH as u8]);
+        frame[2..6].copy_from_slice(&(rank as u32).to_le_bytes());
+        frame[6..10].copy_from_slice(&count.to_le_bytes());
+        frame[10..].copy_from_slice(call);
+        self.send(&frame);
+    }
+
+    /// That this rank is connected to both its neighbours in the ring, and so are all from rank 0 on.
+    pub(crate) fn send_connected(&self) {
+        self.send(&[CONNECTED, 0]);
+    }
+
+    /// That all ranks are.
+    pub(crate) fn send_complete(&self) {
+        self.send(&[COMPLETE, 0]);
     }
 
     /// That `rank`, which may be no neighbour of the other end, has left.
@@ -69,49 +99,97 @@ const PARTING: Duration = Duration::from_millis(200);
 
 /// The watching thread; ends when dropped, after a good-bye to all neighbours.
 pub(crate) struct Monitor {
-    links: Vec<Arc<ControlLink>>,
-    stop: Arc<EventFd>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+struct Shared {
+    breaker: Arc<Breaker>,
+    links: Mutex<Vec<Arc<ControlLink>>>,
+    stops: AtomicBool,
+    /// Readable after a change of the two above.
+    changed: EventFd,
+}
+
+impl Shared {
+    fn links(&self) -> MutexGuard<'_, Vec<Arc<ControlLink>>> {
+        self.links.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
 impl Monitor {
-    pub(crate) fn start(links: Vec<Arc<ControlLink>>, breaker: Arc<Breaker>) -> std::io::Result<Monitor> {
-        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+    pub(crate) fn start(breaker: Arc<Breaker>) -> std::io::Result<Monitor> {
+        let changed = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared { breaker, links: Mutex::default(), stops: AtomicBool::new(false), changed });
         let thread = {
-            let (links, stop) = (links.clone(), Arc::clone(&stop));
-            std::thread::Builder::new().name("collectives".to_owned()).spawn(move || watch(&links, &stop, &breaker))?
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name("collectives".to_owned()).spawn(move || keep_watch(&shared))?
         };
-        Ok(Monitor { links, stop, thread: Some(thread) })
+        Ok(Monitor { shared, thread: Some(thread) })
+    }
+
+    pub(crate) fn watch(&self) -> Watch {
+        Watch(Arc::clone(&self.shared))
+    }
+}
+
+/// What gives connections to a [`Monitor`].
+#[derive(Clone)]
+pub(crate) struct Watch(Arc<Shared>);
+
+impl Watch {
+    /// From now on this connection is watched too, and the breaker tells over it.
+    pub(crate) fn add(&self, link: ControlLink) -> Result<Arc<ControlLink>, Error> {
+        let link = Arc::new(link);
+        self.0.links().push(Arc::clone(&link));
+        // An eventfd's counter cannot overflow by one write.
+        let _ = self.0.changed.write(1);
+        self.0.breaker.attach_link(&link)?;
+        Ok(link)
     }
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        // First, so that what the neighbours answer is no news. An eventfd's counter cannot overflow by one write.
-        let _ = self.stop.write(1);
-        self.links.iter().for_each(|link| link.send_goodbye());
+        // First, so that what the neighbours answer is no news.
+        self.shared.stops.store(true, Ordering::SeqCst);
+        let _ = self.shared.changed.write(1);
+        self.shared.links().iter().for_each(|link| link.send_goodbye());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-struct Watched<'a> {
-    link: &'a ControlLink,
+struct Watched {
+    link: Arc<ControlLink>,
     received: Vec<u8>,
     gone: bool,
 }
 
-fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
-    let mut watched: Vec<Watched<'_>> =
-        links.iter().map(|link| Watched { link, received: Vec::new(), gone: false }).collect();
+fn keep_watch(shared: &Shared) {
+    let breaker = &*shared.breaker;
+    let mut watched: Vec<Watched> = Vec::new();
+    let mut known = 0;
     let mut leaves_until: Option<Instant> = None;
-    // What came along with a handshake may be decrypted already, and then nothing announces it.
-    for neighbour in &mut watched {
-        neighbour.read(links, breaker, false);
-    }
     loop {
-        let mut fds = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        // Before the look at what has changed, so that what comes after it is noticed.
+        let _ = shared.changed.read();
+        let links = shared.links().clone();
+        for link in &links[known..] {
+            let mut neighbour = Watched { link: Arc::clone(link), received: Vec::new(), gone: false };
+            // What came along with a handshake may be decrypted already, and then nothing announces it.
+            neighbour.read(&links, breaker, false);
+            watched.push(neighbour);
+        }
+        known = links.len();
+        if leaves_until.is_none() && shared.stops.load(Ordering::SeqCst) {
+            leaves_until = Some(Instant::now() + PARTING);
+            // Who has ended the communicator, by death or silence, is not waited for.
+            let lost = breaker.error().and_then(|error| error.rank());
+            watched.retain(|neighbour| Some(neighbour.link.rank) != lost);
+        }
+        let mut fds = vec![PollFd::new(shared.changed.as_fd(), PollFlags::POLLIN)];
         for neighbour in watched.iter().filter(|neighbour| !neighbour.gone) {
             fds.push(PollFd::new(neighbour.link.stream.as_fd(), PollFlags::POLLIN));
             fds.extend(neighbour.link.process.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
@@ -124,29 +202,21 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
                 left => PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
             },
         };
-        // Once it is known, the wish to stop would wake every wait.
-        let skipped = usize::from(leaves_until.is_some());
-        match poll(&mut fds[skipped..], timeout) {
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
         let ready = |index: usize| fds[index].revents().is_some_and(|events| !events.is_empty());
-        if leaves_until.is_none() && ready(0) {
-            leaves_until = Some(Instant::now() + PARTING);
-            // Who has ended the communicator, by death or silence, is not waited for.
-            let lost = breaker.error().and_then(|error| error.rank());
-            watched.retain(|neighbour| Some(neighbour.link.rank) != lost);
-            continue;
-        }
+        let ready: Vec<bool> = (0..fds.len()).map(ready).collect();
         let leaves = leaves_until.is_some();
         let mut index = 1;
         for neighbour in watched.iter_mut().filter(|neighbour| !neighbour.gone) {
-            let stream_ready = ready(index);
-            let process_ready = neighbour.link.process.is_some() && ready(index + 1);
+            let stream_ready = ready[index];
+            let process_ready = neighbour.link.process.is_some() && ready[index + 1];
             index += 1 + usize::from(neighbour.link.process.is_some());
             if stream_ready || process_ready {
                 // What it said before its end counts more than the end.
-                neighbour.read(links, breaker, leaves);
+                neighbour.read(&links, breaker, leaves);
             }
             if process_ready && !neighbour.gone {
                 neighbour.end(LossCause::ProcessEnded, breaker, leaves);
@@ -155,7 +225,7 @@ fn watch(links: &[Arc<ControlLink>], stop: &EventFd, breaker: &Breaker) {
     }
 }
 
-impl Watched<'_> {
+impl Watched {
     fn read(&mut self, links: &[Arc<ControlLink>], breaker: &Breaker, leaves: bool) {
         let mut buffer = [0; 512];
         while !self.gone {
@@ -175,7 +245,7 @@ impl Watched<'_> {
             let (kind, length) = (*kind, usize::from(*length));
             let Some(payload) = rest.get(..length) else { return };
             let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| payload[at + byte]));
-            let others = || links.iter().filter(|link| !std::ptr::eq(&***link, self.link));
+            let others = || links.iter().filter(|link| !Arc::ptr_eq(link, &self.link));
             match (kind, Error::decode(payload)) {
                 (GOODBYE, None) if length == 0 => {
                     if breaker.depart(self.link.rank) {
@@ -196,6 +266,19 @@ impl Watched<'_> {
                         others().for_each(|link| link.send_left(rank));
                     }
                 }
+                (CALL, _) if length == CALL_LENGTH => {
+                    let (rank, count) = (word(0) as usize, word(4));
+                    let call: [u8; CALL_BYTES] = std::array::from_fn(|byte| payload[8 + byte]);
+                    let Some(known) = Call::decode(&call) else {
+                        self.lose(LossCause::InvalidMessage, breaker);
+                        return;
+                    };
+                    if breaker.hear_call(rank, count, known) {
+                        others().for_each(|link| link.send_call(rank, count, &call));
+                    }
+                }
+                (CONNECTED, None) if length == 0 => breaker.hear_connected(),
+                (COMPLETE, None) if length == 0 => breaker.hear_complete(),
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {
                     breaker.trip(error);
                     self.part();
@@ -247,7 +330,7 @@ mod tests {
     /// Feeds bytes as they could come in, and gives what was ended by them and what is kept of them.
     fn feed(pieces: &[Vec<u8>]) -> (Option<Error>, bool, usize) {
         let (link, handle) = (link(), AbortHandle::new());
-        let mut watched = Watched { link: &link, received: Vec::new(), gone: false };
+        let mut watched = Watched { link: Arc::new(link), received: Vec::new(), gone: false };
         for piece in pieces {
             if watched.gone {
                 break;
@@ -266,7 +349,9 @@ mod tests {
         let bytes = proptest::collection::vec(any::<u8>(), 0..600);
         let waiting = any::<[u8; 8]>().prop_map(|said| [&[WAITING, 8], &said[..]].concat());
         let left = any::<[u8; 4]>().prop_map(|rank| [&[LEFT, 4], &rank[..]].concat());
-        prop_oneof![waiting, left, Just(vec![GOODBYE, 0]), abort, bytes]
+        let call = any::<[u8; CALL_LENGTH]>().prop_map(|said| [&[CALL, CALL_LENGTH as u8], &said[..]].concat());
+        let round = prop_oneof![Just(vec![CONNECTED, 0]), Just(vec![COMPLETE, 0])];
+        prop_oneof![waiting, left, Just(vec![GOODBYE, 0]), abort, call, round, bytes]
     }
 
     proptest! {
@@ -286,7 +371,7 @@ mod tests {
         }
 
         #[test]
-        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 5u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
+        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 8u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
             let frame = [&[kind, payload.len() as u8], &payload[..]].concat();
             let invalid = Some(Error::PeerLost { rank: 3, cause: LossCause::InvalidMessage });
             let (error, gone, _) = feed(&[frame]);

@@ -6,6 +6,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{configs, connect_with, run, run_with, secret, shapes};
@@ -116,6 +117,88 @@ fn disagreement_names_a_rank_and_both_calls() {
             }
         }
     }
+}
+
+/// Found with six hosts of one rank: little data went along a tree and much around a ring, so every rank waited for
+/// another until the deadline, and was told of that only.
+#[test]
+fn disagreement_that_leads_to_different_algorithms_is_no_silence() {
+    let hosts = ["a", "b", "c", "d", "e", "f"];
+    let differ: [fn(&Communicator) -> Result<(), Error>; 4] = [
+        |communicator| communicator.all_reduce(&mut vec![1f32; 4_000_000], ReduceOp::Sum),
+        |communicator| communicator.all_reduce(&mut vec![1u8; 8], ReduceOp::Sum),
+        |communicator| communicator.all_reduce(&mut vec![1f32; 8], ReduceOp::Max),
+        |communicator| communicator.broadcast(&mut vec![1f32; 2_000_000], 5),
+    ];
+    for other in differ {
+        let mut configs = configs(&hosts, 1, &secret());
+        configs.iter_mut().for_each(|config| config.timeout = Duration::from_secs(20));
+        let results = run_with(configs, |communicator| {
+            let start = Instant::now();
+            let result = match communicator.rank() {
+                2 => other(communicator),
+                _ => communicator.all_reduce(&mut vec![1f32; 8], ReduceOp::Sum),
+            };
+            (result.and_then(|()| communicator.barrier()).err(), start.elapsed())
+        });
+        for (error, took) in results {
+            assert!(matches!(error, Some(Error::Mismatch { .. })), "{error:?}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+        }
+    }
+}
+
+#[test]
+fn connecting_ends_when_all_ranks_are_there_and_not_before() {
+    for hosts in [["a", "b", "c", "d"], ["a", "a", "a", "a"], ["a", "b", "a", "b"]] {
+        for late in 0..4 {
+            let come = AtomicBool::new(false);
+            let mut configs = configs(&hosts, 1, &secret());
+            let latecomer = configs.remove(late);
+            std::thread::scope(|scope| {
+                for config in configs {
+                    let come = &come;
+                    scope.spawn(move || {
+                        let communicator = Communicator::connect(config).unwrap();
+                        assert!(come.load(Ordering::SeqCst), "rank {} did not wait for {late}", communicator.rank());
+                    });
+                }
+                // Time enough for a rank that does not wait.
+                std::thread::sleep(Duration::from_millis(50));
+                come.store(true, Ordering::SeqCst);
+                Communicator::connect(latecomer).unwrap();
+            });
+        }
+    }
+}
+
+/// Found where its listener lived on in a process that it had started: whoever dialed it waited for the whole deadline.
+#[test]
+fn a_rank_that_has_left_is_not_waited_for_where_its_listener_is_still_open() {
+    let hosts = ["a", "b", "c", "d"];
+    let configs = configs(&hosts, 1, &secret());
+    let listeners: Vec<_> = configs.iter().map(|config| config.listener.try_clone().unwrap()).collect();
+    let left = Barrier::new(hosts.len());
+    let errors = connect_with(configs, |communicator| {
+        let communicator = communicator.unwrap();
+        let rank = communicator.rank();
+        if rank == 2 {
+            drop(communicator);
+            left.wait();
+            return None;
+        }
+        left.wait();
+        let start = Instant::now();
+        // No connection for data has been made before.
+        let error = communicator.send(&vec![1f32; 8], 2).err();
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+        error
+    });
+    drop(listeners);
+    assert!(
+        errors.iter().enumerate().all(|(rank, error)| rank == 2 || *error == Some(Error::PeerLeft { rank: 2 })),
+        "{errors:?}"
+    );
 }
 
 #[test]

@@ -87,6 +87,27 @@ fn connect(ranks: &mut [Process], hosts: &[&str], epoch: u64, timeout: Duration)
 
 const SHAPES: [&[&str]; 4] = [&["a", "a"], &["a", "a", "a"], &["a", "b", "c"], &["a", "a", "b", "b"]];
 
+/// Found with a rank that died while another was still on its way: the others waited for that one until the deadline.
+#[test]
+fn a_death_while_ranks_connect_is_told_to_those_that_are_there() {
+    for hosts in [["a", "a", "a", "a"], ["a", "b", "c", "d"], ["a", "b", "a", "b"]] {
+        let secret = random_secret();
+        let mut ranks: Vec<Process> = hosts.iter().map(|_| Process::start("rank_process", &secret)).collect();
+        let line = world(&ranks.iter().collect::<Vec<_>>(), &hosts, 1, Duration::from_secs(60));
+        // The last one never comes.
+        ranks[..3].iter_mut().for_each(|rank| rank.tell(&line));
+        // Long enough to be connected to those that are there.
+        std::thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        ranks[1].signal(Signal::SIGKILL);
+        for rank in [0, 2] {
+            let error = ranks[rank].expect("FAILED");
+            assert!(error.starts_with("PeerLost { rank: 1"), "{hosts:?}, rank {rank}: {error}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    }
+}
+
 /// A different point of the operations each time.
 fn moment(number: usize) -> Duration {
     Duration::from_micros(1000 + number as u64 * 7919 % 20_000)

@@ -11,7 +11,7 @@ use crate::config::{Config, Topology};
 use crate::engine::{Engine, PART, WINDOW, WINDOW_BETWEEN_HOSTS};
 use crate::error::Error;
 use crate::flight::{Recorder, Seat};
-use crate::monitor::{ControlLink, Monitor};
+use crate::monitor::{Monitor, Watch};
 use crate::order::Order;
 use crate::origin::Origin;
 use crate::segment::Segments;
@@ -21,7 +21,40 @@ use crate::transport::stream::{Interruption, Stream};
 use crate::transport::tcp::{Members, Network};
 use crate::transport::{memory, unix};
 
+/// Whatever goes wrong ends the breaker as well, so that nothing waits in the background, and all ranks that are
+/// connected already hear of it.
 pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communicator, Error> {
+    let (rank, world) = (config.rank, config.world);
+    let made = (world > 1)
+        .then(|| Monitor::start(Arc::clone(breaker)))
+        .transpose()
+        .map_err(|error| Error::System { rank, cause: format!("thread: {error}") })
+        .map_err(|error| breaker.trip(error))
+        .and_then(|monitor| {
+            // Before the monitor says good-bye.
+            let formed =
+                form(config, breaker, monitor.as_ref().map(Monitor::watch)).map_err(|error| breaker.trip(error));
+            formed.map(|formed| (formed, monitor))
+        });
+    match made {
+        Ok((Formed { inner, life }, monitor)) => {
+            Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })
+        }
+        Err(error) => {
+            // A handle that lives on keeps nothing of it.
+            breaker.detach();
+            Err(error)
+        }
+    }
+}
+
+struct Formed {
+    inner: Inner,
+    life: Option<Life>,
+}
+
+/// There is a watch where there are other ranks.
+fn form(config: Config, breaker: &Arc<Breaker>, watch: Option<Watch>) -> Result<Formed, Error> {
     let recorder = Recorder::new(&Seat::of(&config)).map(Arc::new);
     let Config {
         rank,
@@ -62,37 +95,25 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
     let recorder = recorder.map_err(|error| identity.system("flight recorder", error))?;
     breaker.record(Arc::clone(&recorder));
     let spans = topology.spans_hosts();
-    let mut links = Vec::new();
     let mut memory = Vec::new();
     let mut region = None;
-    if members.len() > 1 {
+    if let Some(watch) = watch.as_ref().filter(|_| members.len() > 1) {
         // Very many ranks still have room for a part each.
         let window = if spans { WINDOW_BETWEEN_HOSTS } else { WINDOW }.max(members.len() * PART);
         let scope = format!("{} {}", peers[members[0]].host, peers[members[0]].address);
-        let connected = share(&identity, members, &scope, window)?;
-        links.extend(connected.links);
-        memory = connected.memory;
-        region = Some(connected.region);
+        let shared;
+        (memory, shared) = share(&identity, members, &scope, window, watch)?;
+        breaker.attach_region(Arc::clone(&shared))?;
+        region = Some(shared);
     }
     let leaders = (place == 0).then(|| Members { ranks: topology.leaders(), me: host });
     let mut network = None;
-    if spans {
+    if let Some(watch) = watch.filter(|_| spans) {
         let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
         let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
-        let (connected, controls) = Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout)
-            .inspect_err(|error| links.iter().for_each(|link| link.send_abort(&error.encode())))?;
-        network = Some(connected);
-        links.extend(controls);
+        network = Some(Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout, watch)?);
     }
-    let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
-    let monitor = match links.is_empty() {
-        true => None,
-        false => {
-            let monitor = Monitor::start(links.clone(), Arc::clone(breaker));
-            Some(monitor.map_err(|error| identity.system("thread", error))?)
-        }
-    };
-    breaker.attach(links, region.clone())?;
+    breaker.connected();
     let members = members.clone();
     let life = match &region {
         None => None,
@@ -133,18 +154,18 @@ pub(super) fn connect(config: Config, breaker: &Arc<Breaker>) -> Result<Communic
         segments,
         origin,
     };
-    Ok(Communicator { inner: Arc::new(inner), background: Mutex::new(None), _monitor: monitor, _life: life })
+    Ok(Formed { inner, life })
 }
 
-/// What a rank holds of its host's group.
-struct Shared {
-    links: Vec<ControlLink>,
-    memory: Vec<Stream>,
-    region: Arc<Region>,
-}
-
-/// Connects the ranks of one host, and maps the memory that the first of them makes.
-fn share(identity: &Identity, members: &[usize], scope: &str, window: usize) -> Result<Shared, Error> {
+/// Connects the ranks of one host, and maps the memory that the first of them makes. Gives the connections for memory
+/// too: to all members in their order, or to the leader.
+fn share(
+    identity: &Identity,
+    members: &[usize],
+    scope: &str,
+    window: usize,
+    watch: &Watch,
+) -> Result<(Vec<Stream>, Arc<Region>), Error> {
     use std::os::fd::AsFd;
     let Identity { rank, deadline, breaker, .. } = identity;
     let leader = members[0];
@@ -152,23 +173,25 @@ fn share(identity: &Identity, members: &[usize], scope: &str, window: usize) -> 
     let interrupted = |peer: usize| {
         move |interruption: Interruption| match interruption {
             Interruption::Tripped(error) => error,
+            // Its control connection tells why.
+            Interruption::Failed(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => breaker.lost(peer),
             other => Error::Connect { rank: peer, cause: other.to_string() },
         }
     };
-    let (fd, peers) = if *rank as usize == leader {
+    let (fd, memory) = if *rank as usize == leader {
         let others: Vec<u32> = members.iter().skip(1).map(|member| *member as u32).collect();
-        let peers = unix::lead(identity, &others, scope)?;
+        let memory = unix::lead(identity, &others, scope, watch)?;
         let fd = memory::create(length).map_err(|error| identity.system("shared memory", error))?;
-        for peer in &peers {
-            peer.memory.send_fd(fd.as_fd(), *deadline, breaker).map_err(interrupted(peer.control.rank))?;
+        for (member, stream) in &memory {
+            stream.send_fd(fd.as_fd(), *deadline, breaker).map_err(interrupted(*member as usize))?;
         }
-        (fd, peers)
+        // Members are in ascending order.
+        (fd, memory.into_values().collect())
     } else {
-        let peer = unix::follow(identity, leader as u32, scope)?;
-        let fd = peer.memory.receive_fd(*deadline, breaker).map_err(interrupted(leader))?;
-        (fd, vec![peer])
+        let memory = unix::follow(identity, leader as u32, scope, watch)?;
+        let fd = memory.receive_fd(*deadline, breaker).map_err(interrupted(leader))?;
+        (fd, vec![memory])
     };
     let map = memory::map(fd, length).map_err(|error| identity.system("shared memory", error))?;
-    let (links, memory) = peers.into_iter().map(|peer| (peer.control, peer.memory)).unzip();
-    Ok(Shared { links, memory, region: Arc::new(Region::new(map, members.len(), window)) })
+    Ok((memory, Arc::new(Region::new(map, members.len(), window))))
 }

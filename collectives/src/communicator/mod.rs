@@ -43,13 +43,7 @@ impl Communicator {
         config.validate()?;
         let breaker = Arc::clone(&config.abort.0);
         breaker.arm(config.rank)?;
-        // Whatever goes wrong ends the breaker as well, so that nothing waits in the background.
-        form::connect(config, &breaker).map_err(|error| {
-            let error = breaker.trip(error);
-            // A handle that lives on keeps nothing of it.
-            breaker.detach();
-            error
-        })
+        form::connect(config, &breaker)
     }
 
     pub fn rank(&self) -> usize {

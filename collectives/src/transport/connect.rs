@@ -1,6 +1,6 @@
 //! Dialing until the other end is there, and accepting until all expected ends are.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -168,39 +168,33 @@ impl Reception {
     }
 }
 
-/// Accepts connections until every one of `expected` has come.
+/// Accepts connections until every one of `expected` has come; gives each to `arrived`, which may end it. A rank that has
+/// given up and dials again comes once more.
 pub(crate) fn accept(
     identity: &Identity,
     listener: BorrowedFd<'_>,
     mut next: impl FnMut() -> io::Result<Stream>,
-    mut expected: BTreeSet<(u32, Purpose)>,
-) -> Result<BTreeMap<(u32, Purpose), Stream>, Error> {
+    expected: BTreeSet<(u32, Purpose)>,
+    mut arrived: impl FnMut(u32, Purpose, Stream) -> Result<(), Error>,
+) -> Result<(), Error> {
     let Identity { rank, world, epoch, secret, deadline, breaker } = identity;
     let mut reception = Reception::new(secret.clone(), 64 + 2 * expected.len());
     let event: Vec<BorrowedFd<'_>> = breaker.event().into_iter().collect();
-    let mut streams = BTreeMap::new();
-    let mut stale = None;
-    while !expected.is_empty() {
+    let mut missing = expected.clone();
+    while !missing.is_empty() {
         breaker.check()?;
         if Instant::now() >= *deadline {
-            let rank = expected.first().map_or(0, |(rank, _)| *rank as usize);
+            let rank = missing.first().map_or(0, |(rank, _)| *rank as usize);
             return Err(Error::Connect { rank, cause: "it has not connected in time".to_owned() });
         }
+        let (mut admitted, mut stale) = (Vec::new(), None);
         let turn = reception.turn(listener, &event, Some(*deadline), &mut next, |hello, acceptance| {
             let Hello { from, purpose, .. } = hello;
             match handshake::judge(&hello, *epoch, *world, *rank) {
-                Ok(()) => {
-                    // A rank that has given up and dials again replaces its first connection.
-                    if expected.remove(&(from, purpose)) || streams.contains_key(&(from, purpose)) {
-                        match acceptance.admit(*epoch) {
-                            Some(stream) => drop(streams.insert((from, purpose), stream)),
-                            None if streams.contains_key(&(from, purpose)) => {}
-                            None => drop(expected.insert((from, purpose))),
-                        }
-                    } else {
-                        acceptance.refuse(&Refusal::Unexpected, *epoch);
-                    }
+                Ok(()) if expected.contains(&(from, purpose)) => {
+                    admitted.extend(acceptance.admit(*epoch).map(|stream| (from, purpose, stream)));
                 }
+                Ok(()) => acceptance.refuse(&Refusal::Unexpected, *epoch),
                 Err(refusal) => {
                     if let Refusal::Epoch(theirs) = refusal
                         && theirs > *epoch
@@ -215,6 +209,10 @@ pub(crate) fn accept(
         if let Some(error) = stale {
             return Err(error);
         }
+        for (from, purpose, stream) in admitted {
+            missing.remove(&(from, purpose));
+            arrived(from, purpose, stream)?;
+        }
     }
-    Ok(streams)
+    Ok(())
 }

@@ -160,17 +160,18 @@ pub(crate) fn dial(
     breaker: &Breaker,
 ) -> Result<(), Refusal> {
     let hello_bytes = hello.encode(&nonce()?);
-    stream.write_all(&hello_bytes, deadline, breaker)?;
+    let peer = hello.to as usize;
+    stream.write_all(&hello_bytes, peer, deadline, breaker)?;
     let mut challenge = [0; NONCE + TAG];
-    stream.read_exact(&mut challenge, deadline, breaker)?;
+    stream.read_exact(&mut challenge, peer, deadline, breaker)?;
     let (theirs, proof) = challenge.split_at(NONCE);
     let binding = stream.binding().map_err(Interruption::Failed)?;
     if !proves(secret, &[b"accept", &hello_bytes, theirs, &binding], proof) {
         return Err(Refusal::Stranger);
     }
-    stream.write_all(&tag(secret, &[b"dial", &hello_bytes, theirs, &binding]), deadline, breaker)?;
+    stream.write_all(&tag(secret, &[b"dial", &hello_bytes, theirs, &binding]), peer, deadline, breaker)?;
     let mut verdict = [0; VERDICT];
-    stream.read_exact(&mut verdict, deadline, breaker)?;
+    stream.read_exact(&mut verdict, peer, deadline, breaker)?;
     let [code, epoch @ ..] = verdict;
     match code {
         0 => Ok(()),

@@ -128,9 +128,11 @@ impl Stream {
         self.session().map_or(Ok(Vec::new()), |session| Ok(session.binding()?.to_vec()))
     }
 
+    /// Reads what rank `peer` is to say.
     pub(crate) fn read_exact(
         &self,
         mut buffer: &mut [u8],
+        peer: usize,
         deadline: Instant,
         breaker: &Breaker,
     ) -> Result<(), Interruption> {
@@ -138,17 +140,24 @@ impl Stream {
             match self.try_read(buffer)? {
                 Some(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Some(length) => buffer = &mut buffer[length..],
-                None => wait(&[(self.as_fd(), PollFlags::POLLIN)], deadline, breaker)?,
+                None => wait_for(peer, &[(self.as_fd(), PollFlags::POLLIN)], deadline, breaker)?,
             }
         }
         Ok(())
     }
 
-    pub(crate) fn write_all(&self, mut bytes: &[u8], deadline: Instant, breaker: &Breaker) -> Result<(), Interruption> {
+    /// Writes something to rank `peer`.
+    pub(crate) fn write_all(
+        &self,
+        mut bytes: &[u8],
+        peer: usize,
+        deadline: Instant,
+        breaker: &Breaker,
+    ) -> Result<(), Interruption> {
         while !bytes.is_empty() {
             match self.try_write(&[IoSlice::new(bytes)])? {
                 Some(length) => bytes = &bytes[length..],
-                None => wait(&[(self.as_fd(), PollFlags::POLLOUT)], deadline, breaker)?,
+                None => wait_for(peer, &[(self.as_fd(), PollFlags::POLLOUT)], deadline, breaker)?,
             }
         }
         Ok(())
@@ -247,6 +256,27 @@ pub(crate) fn wait(
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => return breaker.check().map_err(Interruption::Tripped),
             Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// How often a wait for a rank looks whether that has left: then nothing but its listener may be there.
+pub(crate) const LOOKS_EVERY: Duration = Duration::from_millis(50);
+
+/// As [`wait`], but not for a rank that has left.
+pub(crate) fn wait_for(
+    peer: usize,
+    fds: &[(BorrowedFd<'_>, PollFlags)],
+    deadline: Instant,
+    breaker: &Breaker,
+) -> Result<(), Interruption> {
+    loop {
+        if breaker.has_departed(peer) {
+            return Err(Interruption::Tripped(breaker.lost(peer)));
+        }
+        match wait(fds, deadline.min(Instant::now() + LOOKS_EVERY), breaker) {
+            Err(Interruption::Deadline) if Instant::now() < deadline => {}
+            result => return result,
         }
     }
 }

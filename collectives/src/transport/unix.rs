@@ -1,7 +1,7 @@
 //! How the ranks of one host find each other: the first of them listens at a Unix socket without a file, whose name
 //! nobody can guess who does not know the job's secret, and hands the shared memory out over it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -12,16 +12,10 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::error::Error;
-use crate::monitor::ControlLink;
+use crate::monitor::{ControlLink, Watch};
 use crate::transport::connect::{Identity, accept, dial};
 use crate::transport::handshake::{Purpose, tag};
 use crate::transport::stream::{Stream, pause};
-
-/// The connections of one rank to another of its host.
-pub(crate) struct LocalPeer {
-    pub(crate) control: ControlLink,
-    pub(crate) memory: Stream,
-}
 
 /// The abstract address of the group that `leader` leads. `scope` sets groups of one epoch apart.
 fn address(identity: &Identity, leader: u32, scope: &str) -> io::Result<SocketAddr> {
@@ -40,32 +34,37 @@ fn address(identity: &Identity, leader: u32, scope: &str) -> io::Result<SocketAd
     SocketAddr::from_abstract_name(name)
 }
 
-/// The leader's part: gives the members' connections in the order of `members`.
-pub(crate) fn lead(identity: &Identity, members: &[u32], scope: &str) -> Result<Vec<LocalPeer>, Error> {
+/// The leader's part: lets its members be watched as they come, and gives the connections for memory by rank.
+pub(crate) fn lead(
+    identity: &Identity,
+    members: &[u32],
+    scope: &str,
+    watch: &Watch,
+) -> Result<BTreeMap<u32, Stream>, Error> {
     let address = address(identity, identity.rank, scope).map_err(|error| identity.system("socket name", error))?;
     let listener = bind(identity, &address)?;
     listener.set_nonblocking(true).map_err(|error| identity.system("listener", error))?;
     let expected: BTreeSet<(u32, Purpose)> =
         members.iter().flat_map(|rank| [(*rank, Purpose::Control), (*rank, Purpose::Memory)]).collect();
     let next = || checked(listener.accept()?.0);
-    let mut streams = accept(identity, listener.as_fd(), next, expected)?;
-    let mut peers = Vec::with_capacity(members.len());
-    for rank in members {
-        let control = streams.remove(&(*rank, Purpose::Control));
-        let memory = streams.remove(&(*rank, Purpose::Memory));
-        let (Some(control), Some(memory)) = (control, memory) else { continue };
-        peers.push(LocalPeer { control: link(*rank, control), memory });
-    }
-    Ok(peers)
+    let mut memory = BTreeMap::new();
+    accept(identity, listener.as_fd(), next, expected, |rank, purpose, stream| {
+        match purpose {
+            Purpose::Control => drop(watch.add(link(rank, stream))?),
+            _ => drop(memory.insert(rank, stream)),
+        }
+        Ok(())
+    })?;
+    Ok(memory)
 }
 
-/// A member's part.
-pub(crate) fn follow(identity: &Identity, leader: u32, scope: &str) -> Result<LocalPeer, Error> {
+/// A member's part: gives the connection for memory.
+pub(crate) fn follow(identity: &Identity, leader: u32, scope: &str, watch: &Watch) -> Result<Stream, Error> {
     let address = address(identity, leader, scope).map_err(|error| identity.system("socket name", error))?;
     let open = || Ok(checked(UnixStream::connect_addr(&address)?)?);
     let control = dial(identity, leader, Purpose::Control, 0, open).map_err(|undialed| undialed.into_error(leader))?;
-    let memory = dial(identity, leader, Purpose::Memory, 0, open).map_err(|undialed| undialed.into_error(leader))?;
-    Ok(LocalPeer { control: link(leader, control), memory })
+    watch.add(link(leader, control))?;
+    dial(identity, leader, Purpose::Memory, 0, open).map_err(|undialed| undialed.into_error(leader))
 }
 
 /// The name is free as soon as an earlier attempt of this epoch is gone.

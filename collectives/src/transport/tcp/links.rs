@@ -16,7 +16,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::transport::connect::{Identity, Undialed, dial};
 use crate::transport::handshake::{Purpose, Refusal};
-use crate::transport::stream::{Interruption, Stream, wait};
+use crate::transport::stream::{Interruption, LOOKS_EVERY, Stream, wait};
 use crate::transport::tls::Tls;
 
 /// Who begins, where no connection is there yet.
@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// Ranks listen for as long as they take part. One that has not for so long is gone, and if it has died or left, the
 /// control connections have told by then.
 const REFUSED: Duration = Duration::from_millis(200);
+
+/// The same at most, where the timeout is long.
+const TELLS: Duration = Duration::from_secs(1);
 
 /// How long of its looking a rank keeps the processor.
 const UNDISTURBED: Duration = Duration::from_micros(20);
@@ -130,14 +133,16 @@ impl Links {
         }
         let mut crossed = false;
         // In turns, as in any wait: see [`Links::wait`].
-        for turn in 0..3 {
+        for turn in 0..4 {
             match turn {
                 0 => {}
-                1 => self.identity.breaker.say_waiting(),
+                1 => self.identity.breaker.say_call(call),
+                2 => self.identity.breaker.say_waiting(),
                 _ if self.identity.breaker.is_excused(key.rank, since) => {}
                 _ => break,
             }
-            let deadline = since + [self.timeout / 2, self.timeout, self.timeout + 2 * GRACE][turn];
+            let limits = [self.tells(), self.timeout / 2, self.timeout, self.timeout + 2 * GRACE];
+            let deadline = since + limits[turn];
             if crossed {
                 match self.await_connection(key, deadline)? {
                     Some(stream) => return Ok(stream),
@@ -156,7 +161,7 @@ impl Links {
                         return Ok(stream);
                     }
                 }
-                Err(Undialed::Late(Refusal::Interrupted(Interruption::Failed(error)))) if turn > 0 => {
+                Err(Undialed::Late(Refusal::Interrupted(Interruption::Failed(error)))) if turn > 1 => {
                     return Err(self.fail(Error::Connect { rank: key.rank, cause: error.to_string() }));
                 }
                 Err(Undialed::Late(_)) => {}
@@ -165,21 +170,29 @@ impl Links {
         Err(self.late(key.rank, call))
     }
 
-    /// Dials until `deadline`, or until nobody has listened at the rank's address for `refused`.
+    /// How long a rank waits before it tells the others in what.
+    fn tells(&self) -> Duration {
+        (self.timeout / 4).min(TELLS)
+    }
+
+    /// Dials until `deadline`, or until nobody has listened at the rank's address for `refused`, or for [`REFUSED`] after
+    /// somebody has.
     pub(super) fn dial(&self, key: Key, deadline: Instant, refused: Duration) -> Result<Stream, Undialed> {
         let identity = Identity { deadline, ..self.identity.clone() };
         let (address, breaker) = (&self.addresses[key.rank], &self.identity.breaker);
-        let mut since = None;
+        let (mut since, mut listened) = (None, false);
         dial(&identity, key.rank as u32, key.purpose, key.lane, || {
             let stream = match socket::open(address, deadline, breaker) {
                 Err(Interruption::Failed(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                    if since.get_or_insert_with(Instant::now).elapsed() >= refused {
+                    let limit = if listened { REFUSED.min(refused) } else { refused };
+                    if since.get_or_insert_with(Instant::now).elapsed() >= limit {
                         return Err(Interruption::Tripped(breaker.lost(key.rank)));
                     }
                     return Err(error.into());
                 }
                 other => other?,
             };
+            (since, listened) = (None, true);
             Ok(match &self.tls {
                 Some(tls) => stream.encrypted(tls.dial()?),
                 None => stream,
@@ -189,12 +202,30 @@ impl Links {
 
     /// Waits to be dialed, until `deadline`.
     pub(super) fn await_connection(&self, key: Key, deadline: Instant) -> Result<Option<Stream>, Error> {
+        self.await_arrival(key, deadline, || self.table.take(key))
+    }
+
+    /// Waits for a control connection, until `deadline`; whether it has come.
+    pub(super) fn await_control(&self, key: Key, deadline: Instant) -> Result<bool, Error> {
+        let come = self.await_arrival(key, deadline, || self.table.is_taken(key).then_some(()));
+        come.map(|come| come.is_some())
+    }
+
+    fn await_arrival<T>(&self, key: Key, deadline: Instant, look: impl Fn() -> Option<T>) -> Result<Option<T>, Error> {
+        let breaker = &*self.identity.breaker;
         loop {
-            if let Some(stream) = self.table.take(key) {
-                return Ok(Some(stream));
+            // Before the look: what a rank has begun to say before it left has come, or is being put into the table.
+            let departed = breaker.has_departed(key.rank);
+            if let Some(found) = look() {
+                return Ok(Some(found));
             }
-            match wait(&[(self.table.arrived(), PollFlags::POLLIN)], deadline, &self.identity.breaker) {
+            if departed {
+                return Err(self.lost(key.rank));
+            }
+            let until = deadline.min(Instant::now() + LOOKS_EVERY);
+            match wait(&[(self.table.arrived(), PollFlags::POLLIN)], until, breaker) {
                 Ok(()) => {}
+                Err(Interruption::Deadline) if Instant::now() < deadline => {}
                 Err(Interruption::Deadline) => return Ok(None),
                 Err(Interruption::Tripped(error)) => return Err(error),
                 Err(Interruption::Failed(error)) => return Err(self.fail(self.identity.system("poll", error))),
@@ -235,7 +266,11 @@ impl Links {
             }
             return breaker.check();
         }
-        let mut result = wait(fds, since + self.timeout / 2, breaker);
+        let mut result = wait(fds, since + self.tells(), breaker);
+        if matches!(result, Err(Interruption::Deadline)) {
+            breaker.say_call(call);
+            result = wait(fds, since + self.timeout / 2, breaker);
+        }
         if matches!(result, Err(Interruption::Deadline)) {
             breaker.say_waiting();
             result = wait(fds, since + self.timeout, breaker);

@@ -34,8 +34,9 @@ use options::TcpOptions;
 use passage::Scratch;
 use table::{Key, Table};
 
+use crate::breaker::GRACE;
 use crate::error::Error;
-use crate::monitor::ControlLink;
+use crate::monitor::{ControlLink, Watch};
 use crate::transport::connect::Identity;
 use crate::transport::handshake::Purpose;
 use crate::transport::tls::Tls;
@@ -66,8 +67,8 @@ pub(crate) struct Members {
 
 impl Network {
     /// Begins to accept connections at `listener`, and connects the ring of control connections, over which every rank
-    /// hears what has become of any other; all else is connected when an operation first needs it. `addresses` are
-    /// those of all ranks, `local_ranks` says how many share this machine.
+    /// hears what has become of any other; all else is connected when an operation first needs it. Returns once all
+    /// ranks are in the ring. `addresses` are those of all ranks, `local_ranks` says how many share this machine.
     pub(crate) fn connect(
         identity: &Identity,
         addresses: &[SocketAddr],
@@ -75,10 +76,11 @@ impl Network {
         local_ranks: usize,
         options: &TcpOptions,
         timeout: Duration,
-    ) -> Result<(Network, Vec<ControlLink>), Error> {
+        watch: Watch,
+    ) -> Result<Network, Error> {
         let (rank, world) = (identity.rank as usize, addresses.len());
         let neighbours = (world > 1).then_some(((rank + 1) % world, (rank + world - 1) % world));
-        let table = Table::new(rank, neighbours.map(|(_, previous)| previous));
+        let table = Table::new(rank, neighbours.map(|(_, previous)| previous), watch.clone());
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
         let tls = options.tls.then(Tls::new).transpose().map_err(|error| identity.system("tls", error))?;
         let acceptor = Acceptor::start(identity.clone(), listener, tls.clone(), Arc::clone(&table))
@@ -87,25 +89,22 @@ impl Network {
         let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
         let spin = if have_processors(local_ranks.max(neighbours_here)) { SPIN } else { Duration::ZERO };
         let links = Links::new(identity, addresses, tls, table, timeout, spin);
-        let mut controls = Vec::new();
         if let Some((next, previous)) = neighbours {
             let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
-            let link = |rank: usize, stream| ControlLink { rank, stream, process: None };
             let stream = links.dial(key(next), identity.deadline, Duration::MAX);
-            controls.push(link(next, stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?));
-            match links.await_connection(key(previous), identity.deadline)? {
-                Some(stream) => controls.push(link(previous, stream)),
-                None => {
-                    let cause = "it has not connected in time".to_owned();
-                    let error = links.fail(Error::Connect { rank: previous, cause });
-                    // Who is connected already shall not take this rank for the one that is missing.
-                    controls.iter().for_each(|control: &ControlLink| control.send_abort(&error.encode()));
-                    return Err(error);
-                }
+            let stream = stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?;
+            let next = watch.add(ControlLink { rank: next, stream, process: None })?;
+            let late = |cause: &str| Error::Connect { rank: previous, cause: cause.to_owned() };
+            if !links.await_control(key(previous), identity.deadline)? {
+                return Err(links.fail(late("it has not connected in time")));
+            }
+            // Who misses a neighbour knows better whom to blame, and says so.
+            if !identity.breaker.close_ring(next, identity.deadline + GRACE)? {
+                return Err(links.fail(late("it, or a rank before it, has not met its neighbours in time")));
             }
         }
         let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
-        Ok((Network { _acceptor: acceptor, links, scratch, workspace, options }, controls))
+        Ok(Network { _acceptor: acceptor, links, scratch, workspace, options })
     }
 }
 

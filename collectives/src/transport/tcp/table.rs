@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::monitor::{ControlLink, Watch};
 use crate::transport::handshake::{Acceptance, Hello, Purpose, Refusal};
 use crate::transport::stream::Stream;
 
@@ -34,16 +35,17 @@ enum Slot {
 
 pub(super) struct Table {
     rank: usize,
-    /// The rank whose control connection is awaited.
+    /// The rank whose control connection is awaited, and who watches it from the moment when it comes.
     controller: Option<usize>,
+    watch: Watch,
     slots: Mutex<HashMap<Key, Slot>>,
     arrived: EventFd,
 }
 
 impl Table {
-    pub(super) fn new(rank: usize, controller: Option<usize>) -> nix::Result<Table> {
+    pub(super) fn new(rank: usize, controller: Option<usize>, watch: Watch) -> nix::Result<Table> {
         let arrived = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Table { rank, controller, slots: Mutex::default(), arrived })
+        Ok(Table { rank, controller, watch, slots: Mutex::default(), arrived })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
@@ -66,6 +68,13 @@ impl Table {
             },
             _ => None,
         }
+    }
+
+    /// Whether the connection is there and in use.
+    pub(super) fn is_taken(&self, key: Key) -> bool {
+        // As above.
+        let _ = self.arrived.read();
+        matches!(self.lock().get(&key), Some(Slot::Taken))
     }
 
     /// Says that this rank is about to dial, unless the other end has come first.
@@ -95,15 +104,22 @@ impl Table {
             (Purpose::Data, Some(Slot::Dialing | Slot::Taken)) if self.rank < rank => Some(Refusal::Crossed),
             (Purpose::Data, Some(Slot::Taken)) => Some(Refusal::Unexpected),
             (Purpose::Data, _) if usize::from(lane) < super::options::LANES => None,
-            // A rank that has given up and dials again replaces its first connection.
-            (Purpose::Control, None | Some(Slot::Ready(_))) if self.controller == Some(rank) && lane == 0 => None,
+            (Purpose::Control, None) if self.controller == Some(rank) && lane == 0 => None,
             _ => Some(Refusal::Unexpected),
         };
         match refusal {
             Some(refusal) => acceptance.refuse(&refusal, epoch),
             None => {
                 if let Some(stream) = acceptance.admit(epoch) {
-                    slots.insert(key, Slot::Ready(stream));
+                    let slot = match purpose {
+                        Purpose::Control => {
+                            // It fails where the end has come, which is known by then.
+                            let _ = self.watch.add(ControlLink { rank, stream, process: None });
+                            Slot::Taken
+                        }
+                        _ => Slot::Ready(stream),
+                    };
+                    slots.insert(key, slot);
                     drop(slots);
                     // An eventfd's counter cannot overflow by one write.
                     let _ = self.arrived.write(1);

@@ -21,7 +21,7 @@ use crate::call::{Call, Kind};
 use crate::config::Secret;
 use crate::element::{DType, Data, DataMut, Element};
 use crate::error::Error;
-use crate::monitor::{ControlLink, Monitor};
+use crate::monitor::Monitor;
 use crate::reduce::ReduceOp;
 use crate::transport::connect::{Identity, Undialed, dial};
 use crate::transport::handshake::Purpose;
@@ -76,11 +76,10 @@ fn run_with<R: Send>(
                         deadline: Instant::now() + Duration::from_secs(60),
                         breaker: Arc::clone(&abort.0),
                     };
-                    let (network, links) =
-                        Network::connect(&identity, addresses, listener, world, options, timeout).unwrap();
-                    let links: Vec<Arc<ControlLink>> = links.into_iter().map(Arc::new).collect();
-                    let monitor = Monitor::start(links.clone(), Arc::clone(&abort.0)).unwrap();
-                    abort.0.attach(links, None).unwrap();
+                    let monitor = Monitor::start(Arc::clone(&abort.0)).unwrap();
+                    let network =
+                        Network::connect(&identity, addresses, listener, world, options, timeout, monitor.watch())
+                            .unwrap();
                     let mut own = Rank {
                         _monitor: Some(monitor),
                         network,
