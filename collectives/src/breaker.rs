@@ -157,10 +157,12 @@ impl Breaker {
         state.ring.next = Some(next);
         state.heard_of_ring();
         loop {
-            match (&state.error, state.ring.complete) {
-                (Some(error), _) => return Err(error.clone()),
-                (None, true) => return Ok(true),
-                (None, false) => {}
+            // All have been there; what has come to an end since is told by the next operation.
+            if state.ring.complete {
+                return Ok(true);
+            }
+            if let Some(error) = &state.error {
+                return Err(error.clone());
             }
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
