@@ -46,7 +46,8 @@ helgrind)
   # Without the large process: all that it has would be shadowed, and valgrind knows no futex_waitv.
   # A log for each process: a rank that is killed gives no exit status. Valgrind hides AVX-512, which it does not know,
   # so the kernels for AVX2 are what runs.
-  valgrind -q --tool=helgrind --trace-children=yes --history-level=none --log-file="$logs/%p" \
+  # So many callers that the functions which the suppressions name are among them.
+  valgrind -q --tool=helgrind --trace-children=yes --history-level=none --num-callers=30 --log-file="$logs/%p" \
     --suppressions=collectives/tests/valgrind/helgrind.supp "$binary" --test-threads=1 --skip large_process
   if grep -hE "^==[0-9]+== +[A-Z]" "$logs"/* | grep -v "WARNING: unhandled"; then
     cat "$logs"/* | head -100
