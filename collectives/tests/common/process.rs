@@ -94,12 +94,14 @@ const HANGS: Duration = Duration::from_secs(60);
 
 fn expect(lines: &Receiver<String>, word: &str, limit: Duration) -> String {
     let deadline = Instant::now() + limit;
+    let mut passed = Vec::new();
     loop {
         let line = lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-        let line = line.unwrap_or_else(|error| panic!("the rank has not said {word}: {error}"));
+        let line = line.unwrap_or_else(|error| panic!("the rank has not said {word}, but {passed:?}: {error}"));
         if let Some(rest) = line.trim_end().strip_prefix(word) {
             return rest.trim_start().to_owned();
         }
+        passed.push(line);
     }
 }
 
