@@ -89,6 +89,7 @@ pub fn data_folder(args: &DataArgs, environment: &Environment) -> Result<PathBuf
 /// Trains until the run is done or stopped.
 pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, TrainError> {
     let started = Instant::now();
+    keep_memory();
     let mut member = Member::start(environment, args.join_timeout)?;
     let outcome = match Run::prepare(args, environment, started) {
         Ok(mut run) => run.drive(&mut member),
@@ -104,6 +105,18 @@ pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, Train
     };
     member.leave(matches!(outcome, Ok(Outcome::Finished)));
     outcome
+}
+
+/// Every step allocates and frees the same large tensors. By default the C library gives such memory back to the
+/// kernel each time and takes it anew, cleared, page by page.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: settings of the allocator, which may be changed at any time; it refuses what it cannot have.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
 }
 
 struct Run<'a> {

@@ -165,6 +165,6 @@ mod tests {
     #[test]
     fn sizes_at_the_ends() {
         assert_eq!(Buckets::cut(&[48, 32, 16], 64, 1).ranges, [0..16, 16..32, 32..64]);
-        assert_eq!(Buckets::cut(&[48, 32, 16], 64, 1 << 30).ranges, [0..64]);
+        assert!(Buckets::cut(&[48, 32, 16], 64, 1 << 30).ranges.iter().eq([&(0..64)]));
     }
 }
