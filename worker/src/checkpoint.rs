@@ -263,16 +263,18 @@ fn remove_old(folder: &Path, keep: usize) {
 mod tests {
     use super::*;
     use crate::models::Architecture;
-    use crate::optimizer::Algorithm;
+    use crate::optimizer::{Algorithm, Step};
 
     const MODEL: Model = Model { architecture: Architecture::Cnn, height: 4, width: 4, classes: 3 };
-    const SETTINGS: Settings = Settings { algorithm: Algorithm::Adam, momentum: 0.9, weight_decay: 0.0 };
+    const SETTINGS: Settings =
+        Settings { algorithm: Algorithm::Adam, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
 
     fn state(seed: u64) -> (Parameters, Optimizer) {
-        let parameters = Parameters::new(&MODEL, seed);
+        let mut parameters = Parameters::new(&MODEL, seed);
         let mut optimizer = Optimizer::new(SETTINGS, parameters.values());
-        let gradients = parameters.values() * 0.5;
-        optimizer.step(parameters.values(), &gradients, 0.01, 1);
+        let gradients: Vec<f32> = parameters.values_mut().iter().map(|value| value * 0.5).collect();
+        let step = Step { lr: 0.01, step: 1, scale: 1.0, threads: 1 };
+        optimizer.step(parameters.values_mut(), &gradients, step);
         (parameters, optimizer)
     }
 

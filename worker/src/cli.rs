@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::autograd::Autocast;
 use crate::models::Architecture;
 use crate::optimizer::{Algorithm, Schedule, Settings};
 
@@ -62,7 +63,7 @@ pub struct TrainArgs {
     /// Samples of each rank in each step
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// The highest learning rate [default: 0.05 for sgd, 0.001 for adam]
+    /// The highest learning rate [default: 0.05 for sgd, 0.001 for adam and adamw]
     #[arg(long, value_parser = positive)]
     pub lr: Option<f64>,
     #[arg(long, value_enum, default_value = "sgd")]
@@ -70,8 +71,20 @@ pub struct TrainArgs {
     /// Of sgd
     #[arg(long, default_value_t = 0.9, value_parser = share)]
     pub momentum: f64,
+    /// Of sgd: look ahead along the momentum
+    #[arg(long)]
+    pub nesterov: bool,
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub weight_decay: f64,
+    /// Shorten gradients whose norm over all parameters is larger
+    #[arg(long, value_name = "NORM", value_parser = positive)]
+    pub clip_norm: Option<f64>,
+    /// Add up the gradients of so many batches before each step
+    #[arg(long, value_name = "BATCHES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub accumulate: u32,
+    /// Compute suitable operations in a narrower type; with fp16 the loss is scaled
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub autocast: Option<Autocast>,
     /// How the learning rate changes over the run
     #[arg(long, value_enum, default_value = "cosine")]
     pub schedule: Schedule,
@@ -105,6 +118,10 @@ pub struct TrainArgs {
     /// Gradients are reduced in pieces of at least so many bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     pub bucket_bytes: usize,
+    /// Reduce gradients while backward computes others [default: where there is a core for it, or a network between
+    /// the ranks]
+    #[arg(long, value_name = "BOOL", num_args = 1)]
+    pub overlap: Option<bool>,
     /// How long to wait for the other ranks
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = seconds)]
     pub join_timeout: Duration,
@@ -112,13 +129,18 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     pub fn settings(&self) -> Settings {
-        Settings { algorithm: self.optimizer, momentum: self.momentum, weight_decay: self.weight_decay }
+        Settings {
+            algorithm: self.optimizer,
+            momentum: self.momentum,
+            nesterov: self.nesterov,
+            weight_decay: self.weight_decay,
+        }
     }
 
     pub fn learning_rate(&self) -> f64 {
         self.lr.unwrap_or(match self.optimizer {
             Algorithm::Sgd => 0.05,
-            Algorithm::Adam => 0.001,
+            Algorithm::Adam | Algorithm::Adamw => 0.001,
         })
     }
 }

@@ -4,12 +4,13 @@
 //! ([`cli`]) and the rendezvous; it knows nothing of Kubernetes. The path of a step:
 //!
 //! ```text
-//! sampler -> data -> models -> backward -> ddp::bucket -> ddp::group (collectives) -> optimizer
+//! sampler -> data -> models -> autograd (backward) -> ddp::reduction (collectives) -> optimizer
 //! ```
 //!
 //! [`train`] drives it. When a rank is lost, [`ddp::membership`] waits for the next epoch, the ranks take over the
 //! furthest state that one of them holds, and training goes on from there.
 
+pub mod autograd;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;

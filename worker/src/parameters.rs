@@ -1,19 +1,23 @@
 //! Parameters and gradients, each in one piece of memory.
 //!
-//! The parameters are views of one flat tensor, and backward adds their gradients into views of another. So a
-//! range of gradients is handed to the collectives, and all of them to the optimizer, without a copy. The layout
-//! has the last layer first: backward finishes it first.
+//! The parameters are views of one flat tensor, and hooks move their gradients to their places in another piece, which
+//! the communicator allocates where there is one. So a range of gradients is handed to the collectives, and all of
+//! them to the optimizer, without a copy. The layout has the last layer first: backward finishes it first.
 
-use std::ops::Range;
+#![allow(unsafe_code)]
 
+use muster_collectives::SharedBuffer;
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, TchError, Tensor};
 
+use crate::autograd::{Hooks, Store};
+use crate::ddp::group::Group;
+use crate::ddp::reduction::{Buckets, Reduction};
 use crate::models::{Model, ParameterSpec};
 use crate::sampler::SplitMix64;
 
 /// Each parameter starts at a multiple of this many elements, which is a line of the cache.
-const ALIGNMENT: usize = 16;
+pub(crate) const ALIGNMENT: usize = 16;
 
 #[derive(Debug)]
 struct Place {
@@ -26,11 +30,37 @@ pub struct Parameters {
     /// In the order of the forward pass.
     places: Vec<Place>,
     values: Tensor,
-    /// As `values`, and one line more: the first element of it carries the loss, so that it is averaged with the
-    /// gradients.
-    gradients: Tensor,
     leaves: Vec<Tensor>,
+    /// Before the memory that it fills, so that it ends first.
+    hooks: Hooks,
+    gradients: Memory,
     len: usize,
+}
+
+/// Where the gradients lie: as the values, and one line more. The first element of that carries the loss, so that it
+/// is averaged with them.
+#[derive(Debug)]
+enum Memory {
+    Own(Vec<Line>),
+    Shared(SharedBuffer<f32>),
+}
+
+/// A line of the cache.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; ALIGNMENT]);
+
+impl Memory {
+    fn own(len: usize) -> Memory {
+        Memory::Own(vec![Line([0.0; ALIGNMENT]); len / ALIGNMENT])
+    }
+
+    fn pointer(&mut self) -> *mut f32 {
+        match self {
+            Memory::Own(lines) => lines.as_mut_ptr().cast(),
+            Memory::Shared(buffer) => buffer.as_mut_ptr(),
+        }
+    }
 }
 
 impl Parameters {
@@ -47,7 +77,6 @@ impl Parameters {
 
         let options = (Kind::Float, Device::Cpu);
         let values = Tensor::zeros([len as i64], options);
-        let gradients = Tensor::zeros([(len + ALIGNMENT) as i64], options);
         let mut random = SplitMix64::new(seed);
         for place in &places {
             let bound = 1.0 / (place.spec.fan_in as f64).sqrt();
@@ -60,14 +89,79 @@ impl Parameters {
         let leaves: Vec<Tensor> =
             places.iter().map(|place| place.view(&values).detach().set_requires_grad(true)).collect();
 
-        // Backward adds in place to a gradient that exists. One that is all zeros makes them exist; then their
-        // memory is exchanged for the flat one.
-        let zero = leaves.iter().fold(Tensor::zeros([], options), |sum, leaf| sum + (leaf * 0.0).sum(Kind::Float));
-        zero.backward();
-        for (leaf, place) in leaves.iter().zip(&places) {
-            leaf.grad().set_data(&place.view(&gradients));
+        let mut gradients = Memory::own(len + ALIGNMENT);
+        let hooks = Hooks::install(&leaves, &targets(&places, &mut gradients, len)).expect("leaves take hooks");
+        Parameters { places, values, leaves, hooks, gradients, len }
+    }
+
+    /// Puts the gradients into a buffer of [`Parameters::gradients_len`] elements that the ranks of a group share.
+    pub fn share(&mut self, buffer: SharedBuffer<f32>) {
+        assert_eq!(buffer.len(), self.gradients_len(), "the buffer has the gradients' length");
+        self.place(Memory::Shared(buffer));
+    }
+
+    /// Puts the gradients into memory of this process alone.
+    pub fn unshare(&mut self) {
+        if matches!(self.gradients, Memory::Shared(_)) {
+            self.place(Memory::own(self.gradients_len()));
         }
-        Parameters { places, values, gradients, leaves, len }
+    }
+
+    fn place(&mut self, mut memory: Memory) {
+        let targets = targets(&self.places, &mut memory, self.len);
+        self.hooks.place(&targets).expect("leaves take hooks");
+        // Nothing points to the old one any more.
+        self.gradients = memory;
+    }
+
+    /// Elements of the gradients and the loss behind them.
+    pub fn gradients_len(&self) -> usize {
+        self.len + ALIGNMENT
+    }
+
+    /// Goes back from `loss`; `listener` hears of each leaf, by its number in the order of the forward pass, whose
+    /// gradient is in its place, while the pass goes on. What the loss does not depend on has a gradient of zeros.
+    pub fn backward(
+        &mut self,
+        loss: &Tensor,
+        store: Store,
+        listener: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<(), TchError> {
+        self.hooks.backward(loss, store, listener)?;
+        for (leaf, place) in self.places.iter().enumerate() {
+            if self.hooks.has_come(leaf) {
+                continue;
+            }
+            if store == Store::Over {
+                let start = self.gradients.pointer();
+                // SAFETY: the place lies within the gradients, and no hook runs now.
+                unsafe { start.add(place.offset).write_bytes(0, place.spec.count()) };
+            }
+            listener(leaf);
+        }
+        Ok(())
+    }
+
+    /// Goes back from `loss` and makes the gradients their mean over the ranks, each bucket as soon as it is complete.
+    /// The inner result is that of the collectives.
+    pub fn backward_reducing(
+        &mut self,
+        loss: &Tensor,
+        store: Store,
+        group: &Group,
+        buckets: &Buckets,
+    ) -> Result<Result<(), muster_collectives::Error>, TchError> {
+        let memory = self.gradients.pointer();
+        // SAFETY: the buckets are those of this memory; only hooks touch it until the reduction has ended, and it has
+        // at the end of this function, however that is left.
+        let mut reduction = unsafe { Reduction::new(group, buckets, memory) };
+        self.backward(loss, store, &mut |leaf| reduction.come(leaf))?;
+        Ok(reduction.finish())
+    }
+
+    /// Clears the gradients of a rank that has nothing to go back from.
+    pub fn clear_gradients(&mut self) {
+        self.gradients().fill(0.0);
     }
 
     /// The tensors of the forward pass.
@@ -80,46 +174,46 @@ impl Parameters {
         &self.values
     }
 
-    /// All gradients, in the layout of the values.
-    pub fn gradients(&self) -> Tensor {
-        self.gradients.narrow(0, 0, self.len as i64)
+    /// All values as numbers.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        // SAFETY: a contiguous tensor of floats on the CPU; leaves are views of it, but nobody computes while this
+        // borrow of all parameters lasts.
+        unsafe { std::slice::from_raw_parts_mut(self.values.data_ptr().cast::<f32>(), self.len) }
     }
 
-    /// The gradients and behind them the loss.
-    pub fn gradients_with_loss(&self) -> &Tensor {
-        &self.gradients
+    /// The gradients, in the layout of the values, and behind them a line whose first element is the loss.
+    pub fn gradients(&mut self) -> &mut [f32] {
+        let len = self.gradients_len();
+        // SAFETY: the memory has that length, and hooks write to it within `backward` only.
+        unsafe { std::slice::from_raw_parts_mut(self.gradients.pointer(), len) }
     }
 
-    pub fn clear_gradients(&mut self) {
-        let _ = self.gradients.zero_();
-    }
-
-    pub fn set_loss(&mut self, loss: &Tensor) {
-        no_grad(|| self.gradients.narrow(0, self.len as i64, 1).copy_(&loss.view([1])));
-    }
-
-    pub fn loss(&self) -> f64 {
-        self.gradients.double_value(&[self.len as i64])
-    }
-
-    /// The ranges of elements that are reduced together, last layers first, the loss with the last of them. A
-    /// bucket is closed once it holds `bytes`.
-    pub fn buckets(&self, bytes: usize) -> Vec<Range<usize>> {
-        let mut buckets = Vec::new();
-        let mut start = 0;
-        for place in self.places.iter().rev() {
-            let end = place.offset + place.spec.count().next_multiple_of(ALIGNMENT);
-            if (end - start) * size_of::<f32>() >= bytes {
-                buckets.push(start..end);
-                start = end;
-            }
+    /// Values and gradients at a time, without the loss.
+    pub fn values_and_gradients(&mut self) -> (&mut [f32], &mut [f32]) {
+        let (len, gradients) = (self.len, self.gradients.pointer());
+        // SAFETY: as for each of them alone; they are two pieces of memory.
+        unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.values.data_ptr().cast(), len),
+                std::slice::from_raw_parts_mut(gradients, len),
+            )
         }
-        let end = self.len + ALIGNMENT;
-        match buckets.last_mut() {
-            Some(last) if start == self.len => last.end = end,
-            _ => buckets.push(start..end),
-        }
-        buckets
+    }
+
+    pub fn set_loss(&mut self, loss: f32) {
+        let at = self.len;
+        self.gradients()[at] = loss;
+    }
+
+    pub fn loss(&mut self) -> f64 {
+        let at = self.len;
+        self.gradients()[at].into()
+    }
+
+    /// How the gradients are cut into buckets of at least `bytes`, last layers first, the loss with the last of them.
+    pub fn buckets(&self, bytes: usize) -> Buckets {
+        let ends = self.places.iter().map(|place| place.offset + place.spec.count().next_multiple_of(ALIGNMENT));
+        Buckets::cut(&ends.collect::<Vec<_>>(), self.gradients_len(), bytes)
     }
 
     /// Name and view of each parameter in a flat tensor of this layout.
@@ -140,6 +234,13 @@ impl Parameters {
         }
         digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// The places of the gradients, as tensors.
+fn targets(places: &[Place], memory: &mut Memory, len: usize) -> Vec<Tensor> {
+    // SAFETY: the memory holds `len` elements and more; whoever gives it up gives the hooks other places first.
+    let flat = unsafe { Tensor::from_blob(memory.pointer().cast(), &[len as i64], &[1], Kind::Float, Device::Cpu) };
+    places.iter().map(|place| place.view(&flat)).collect()
 }
 
 impl Place {
@@ -172,50 +273,43 @@ mod tests {
         Parameters::new(&model, 7)
     }
 
-    fn backward(parameters: &Parameters) {
+    fn backward(parameters: &mut Parameters, store: Store) -> Vec<usize> {
         let loss =
             parameters.leaves().iter().fold(Tensor::from(0f32), |sum, leaf| sum + (leaf * leaf).sum(Kind::Float));
-        loss.backward();
+        let mut order = Vec::new();
+        parameters.backward(&loss, store, &mut |leaf| order.push(leaf)).unwrap();
+        order
     }
 
     #[test]
     fn gradients_land_in_the_flat_memory_step_after_step() {
         let mut parameters = parameters();
-        let address = parameters.gradients().data_ptr();
-        for _ in 0..3 {
-            parameters.clear_gradients();
-            backward(&parameters);
-            let expected = parameters.values() * 2.0;
-            assert!(parameters.gradients().equal(&expected));
-            for leaf in parameters.leaves() {
-                let grad = leaf.grad().data_ptr() as usize;
-                assert!(grad >= address as usize && grad < address as usize + parameters.len * 4);
-            }
+        for (store, times) in [(Store::Over, 2.0), (Store::Over, 2.0), (Store::Added, 4.0)] {
+            let mut order = backward(&mut parameters, store);
+            order.sort_unstable();
+            assert_eq!(order, (0..8).collect::<Vec<_>>());
+            let expected: Vec<f32> = parameters.values_mut().iter().map(|value| value * times).collect();
+            assert_eq!(parameters.values_and_gradients().1, expected);
         }
+    }
+
+    #[test]
+    fn what_the_loss_does_not_depend_on_has_a_gradient_of_zeros() {
+        let mut parameters = parameters();
+        backward(&mut parameters, Store::Over);
+        let loss = parameters.leaves()[3].sum(Kind::Float);
+        let mut order = Vec::new();
+        parameters.backward(&loss, Store::Over, &mut |leaf| order.push(leaf)).unwrap();
+        assert_eq!(order.len(), 8, "whoever waits hears of all of them");
+        assert_eq!(parameters.gradients().iter().sum::<f32>(), parameters.places[3].spec.count() as f32);
     }
 
     #[test]
     fn a_change_of_the_flat_values_is_seen_by_the_model() {
-        let parameters = parameters();
+        let mut parameters = parameters();
         let before = parameters.leaves()[1].double_value(&[0]);
-        no_grad(|| {
-            let _ = parameters.values().shallow_clone().g_add_scalar_(1.0);
-        });
+        parameters.values_mut().iter_mut().for_each(|value| *value += 1.0);
         assert!((parameters.leaves()[1].double_value(&[0]) - before - 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn buckets_cover_everything_last_layer_first() {
-        let parameters = parameters();
-        for bytes in [1, 100, 4096, 1 << 30] {
-            let buckets = parameters.buckets(bytes);
-            assert_eq!(buckets.first().map(|first| first.start), Some(0));
-            assert_eq!(buckets.last().map(|last| last.end), Some(parameters.len + ALIGNMENT));
-            assert!(buckets.windows(2).all(|pair| pair[0].end == pair[1].start));
-        }
-        assert_eq!(parameters.buckets(1).len(), 8, "one bucket for each parameter");
-        assert_eq!(parameters.buckets(1 << 30).len(), 1);
-        assert_eq!(parameters.places.last().map(|place| place.offset), Some(0));
     }
 
     #[test]

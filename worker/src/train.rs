@@ -9,19 +9,21 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tch::{Reduction, Tensor};
+use tch::Tensor;
 use tracing::{debug, info, warn};
 
+use crate::autograd::{Autocast, Store, autocast};
 use crate::checkpoint::{self, CheckpointError, Progress, Sidecar};
 use crate::cli::{DataArgs, TrainArgs};
 use crate::data::{DataError, Dataset, Split};
 use crate::ddp::group::Group;
 use crate::ddp::membership::{Member, MemberError};
+use crate::ddp::reduction::{self, Buckets};
 use crate::env::Environment;
 use crate::evaluate::{Score, evaluate};
 use crate::metrics::{Metrics, Record};
 use crate::models::Model;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{self, LossScale, Optimizer};
 use crate::parameters::Parameters;
 use crate::sampler::EpochOrder;
 
@@ -51,6 +53,8 @@ pub enum TrainError {
     Futile(muster_collectives::Error),
     #[error("the loss is {loss} at step {step}; a lower --lr may help")]
     Diverged { step: u64, loss: f64 },
+    #[error("libtorch cannot train this model: {0}")]
+    Torch(tch::TchError),
     #[error("no folder for the data is known: give one with --data")]
     NoDataFolder,
 }
@@ -85,6 +89,7 @@ pub fn data_folder(args: &DataArgs, environment: &Environment) -> Result<PathBuf
 /// Trains until the run is done or stopped.
 pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, TrainError> {
     let started = Instant::now();
+    keep_memory();
     let mut member = Member::start(environment, args.join_timeout)?;
     let outcome = match Run::prepare(args, environment, started) {
         Ok(mut run) => run.drive(&mut member),
@@ -102,6 +107,18 @@ pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, Train
     outcome
 }
 
+/// Every step allocates and frees the same large tensors. By default the C library gives such memory back to the
+/// kernel each time and takes it anew, cleared, page by page.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: settings of the allocator, which may be changed at any time; it refuses what it cannot have.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 struct Run<'a> {
     args: &'a TrainArgs,
     train: Dataset,
@@ -109,7 +126,10 @@ struct Run<'a> {
     model: Model,
     parameters: Parameters,
     optimizer: Optimizer,
-    buckets: Vec<std::ops::Range<usize>>,
+    buckets: Buckets,
+    /// Whether gradients are reduced while backward computes others.
+    overlap: bool,
+    loss_scale: Option<LossScale>,
     progress: Progress,
     saved: Option<Progress>,
     metrics: Metrics,
@@ -192,6 +212,8 @@ impl<'a> Run<'a> {
             buckets: parameters.buckets(args.bucket_bytes),
             parameters,
             optimizer,
+            overlap: false,
+            loss_scale: (args.autocast == Some(Autocast::Fp16)).then(LossScale::new),
             progress: Progress::default(),
             saved: None,
             metrics: Metrics::open(args.metrics.as_deref()).map_err(TrainError::Metrics)?,
@@ -230,7 +252,7 @@ impl<'a> Run<'a> {
             };
             let before = self.progress.step;
             self.rank = place.group.rank();
-            self.set_threads(place.local_world);
+            self.overlap = self.args.overlap.unwrap_or(self.set_threads(place.local_world) || place.spans_machines());
             match self.work(&place.group, place.epoch, member) {
                 Ok(Halt::Finished(score)) => {
                     self.finish(&place.group, score);
@@ -257,9 +279,13 @@ impl<'a> Run<'a> {
     }
 
     fn work(&mut self, group: &Group, membership: u64, member: &Member) -> Result<Halt, Interruption> {
+        match group.allocate(self.parameters.gradients_len())? {
+            Some(buffer) => self.parameters.share(buffer),
+            None => self.parameters.unshare(),
+        }
         self.take_over(group)?;
         let world = group.world();
-        let batch = self.args.batch_size as usize;
+        let batch = (self.args.batch_size * self.args.accumulate) as usize;
         if batch * world > self.train.len() {
             let (needed, samples) = (batch * world, self.train.len());
             return Err(TrainError::TooFewSamples { needed, world, samples }.into());
@@ -329,16 +355,7 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, group: &Group, samples: &[i64]) -> Result<(), Interruption> {
         let started = Instant::now();
-        let (pictures, labels) = self.train.batch(samples);
-        self.parameters.clear_gradients();
-        let scores = self.model.forward(self.parameters.leaves(), &pictures);
-        let none: Option<Tensor> = None;
-        let loss = scores.cross_entropy_loss(&labels, none, Reduction::Mean, -100, 0.0);
-        loss.backward();
-        self.parameters.set_loss(&loss.detach());
-        for bucket in &self.buckets {
-            group.mean(self.parameters.gradients_with_loss(), bucket.clone())?;
-        }
+        self.compute_gradients(group, samples)?;
 
         // From here on nothing fails: the step is either done on this rank as a whole or not at all.
         let loss = self.parameters.loss();
@@ -348,7 +365,7 @@ impl<'a> Run<'a> {
         let lr = self.args.learning_rate() * self.args.schedule.factor(done);
         self.progress.step += 1;
         self.progress.offset += all as u64;
-        self.optimizer.step(self.parameters.values(), &self.parameters.gradients(), lr, self.progress.step);
+        self.apply_gradients(lr);
         let busy = started.elapsed();
         for span in [&mut self.pace.total, &mut self.pace.epoch, &mut self.pace.report] {
             span.add(all, busy);
@@ -365,6 +382,55 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Leaves the mean gradients over all samples of the step, and the mean loss, in the parameters' gradients: equal
+    /// bits on all ranks.
+    fn compute_gradients(&mut self, group: &Group, samples: &[i64]) -> Result<(), Interruption> {
+        let batches = samples.len().div_ceil(self.args.batch_size as usize).max(1);
+        let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
+        let mut sum = 0.0;
+        for (index, batch) in samples.chunks(self.args.batch_size as usize).enumerate() {
+            let (pictures, labels) = self.train.batch(batch);
+            let loss = autocast(self.args.autocast, || {
+                let scores = self.model.forward(self.parameters.leaves(), &pictures);
+                scores.cross_entropy_loss(&labels, None::<Tensor>, tch::Reduction::Mean, -100, 0.0)
+            })
+            .map_err(TrainError::Torch)?;
+            // What the batch counts for in the mean over the step's samples.
+            let weight = batch.len() as f64 / samples.len() as f64;
+            sum += weight * loss.double_value(&[]);
+            self.parameters.set_loss(sum as f32);
+            let loss = if weight * scale == 1.0 { loss } else { loss * (weight * scale) };
+            let store = if index == 0 { Store::Over } else { Store::Added };
+            let last = index + 1 == batches;
+            if last && self.overlap && group.world() > 1 {
+                let reduced = self.parameters.backward_reducing(&loss, store, group, &self.buckets);
+                reduced.map_err(TrainError::Torch)??;
+            } else {
+                self.parameters.backward(&loss, store, &mut |_| {}).map_err(TrainError::Torch)?;
+                if last {
+                    reduction::reduce(group, self.parameters.gradients())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the parameters, unless the gradients have overflowed under a scaled loss.
+    fn apply_gradients(&mut self, lr: f64) {
+        let (values, gradients) = self.parameters.values_and_gradients();
+        let unscale = 1.0 / self.loss_scale.map_or(1.0, |scale| scale.scale);
+        let needs_norm = self.loss_scale.is_some() || self.args.clip_norm.is_some();
+        let norm = if needs_norm { optimizer::norm(gradients) * unscale } else { 0.0 };
+        if let Some(scale) = &mut self.loss_scale
+            && !scale.admit(norm)
+        {
+            return;
+        }
+        let scale = unscale * optimizer::clip(norm, self.args.clip_norm);
+        let (step, threads) = (self.progress.step, tch::get_num_threads().max(1) as usize);
+        self.optimizer.step(values, gradients, optimizer::Step { lr, step, scale, threads });
     }
 
     fn report_step(&mut self, loss: f64, learning_rate: f64) {
@@ -443,9 +509,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn set_threads(&self, local_world: usize) {
+    /// Whether there is a core beside those that this machine's ranks compute on.
+    fn set_threads(&self, local_world: usize) -> bool {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = i32::try_from((cores / local_world).max(1)).unwrap_or(1);
-        tch::set_num_threads(self.args.threads.unwrap_or(share));
+        let threads = self.args.threads.unwrap_or(share);
+        tch::set_num_threads(threads);
+        cores > local_world * threads as usize
     }
 }

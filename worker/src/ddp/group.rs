@@ -1,10 +1,10 @@
-//! The ranks of one epoch, as training needs them: mean gradients, sums, copies from one rank.
+//! The ranks of one epoch, as training needs them: sums, copies from one rank, memory that they share.
 
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use muster_collectives::{Communicator, DType, DataMut, Error, ReduceOp};
+use muster_collectives::{Communicator, DType, DataMut, Error, ReduceOp, SharedBuffer};
 use tch::{Device, Kind, Tensor};
 
 #[derive(Debug)]
@@ -29,11 +29,11 @@ impl Group {
         }
     }
 
-    /// Replaces a range of a flat tensor of floats by its mean over the ranks: the same bits on each.
-    pub fn mean(&self, flat: &Tensor, range: Range<usize>) -> Result<(), Error> {
+    /// Zeros in memory that the ranks of this machine share. None: there is nobody to share with.
+    pub fn allocate(&self, len: usize) -> Result<Option<SharedBuffer<f32>>, Error> {
         match self {
-            Group::Alone => Ok(()),
-            Group::Joined(communicator) => communicator.all_reduce(elements(flat, range), ReduceOp::Mean),
+            Group::Alone => Ok(None),
+            Group::Joined(communicator) => communicator.allocate(len).map(Some),
         }
     }
 

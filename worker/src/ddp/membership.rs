@@ -81,6 +81,13 @@ pub struct Place {
     pub local_world: usize,
 }
 
+impl Place {
+    /// Whether ranks of other machines take part.
+    pub fn spans_machines(&self) -> bool {
+        self.local_world < self.group.world()
+    }
+}
+
 impl Member {
     /// Starts to listen for signals and, where the job has a rendezvous, joins it.
     pub fn start(environment: &Environment, join_timeout: Duration) -> Result<Member, MemberError> {
