@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::call::{Call, Kind};
+use crate::dispute::{Dispute, VOTES};
 use crate::error::{Error, LossCause};
 use crate::flight::Recorder;
 use crate::monitor::ControlLink;
@@ -56,6 +57,7 @@ pub(crate) struct Breaker {
 #[derive(Default)]
 struct State {
     rank: usize,
+    world: usize,
     error: Option<Error>,
     departed: BTreeSet<usize>,
     /// When a rank last said that it waits for others itself, and how often it has said so.
@@ -64,10 +66,16 @@ struct State {
     said_waiting: u32,
     /// The call that a rank has said last that it waits in, and how often it has said such things.
     calls: BTreeMap<usize, (u32, Call)>,
+    /// The call that this rank has waited in last for a moment.
+    waits_in: Option<Call>,
     /// The call that this rank has said last that it waits in, and how often it has said such things.
-    own_call: Option<Call>,
-    said_call: u32,
+    said_call: Option<Call>,
+    said_calls: u32,
+    /// Calls of an operation that differ.
+    dispute: Option<Dispute>,
     ring: Ring,
+    /// A rank has asked who is there.
+    asked: bool,
     links: Vec<Arc<ControlLink>>,
     region: Option<Arc<Region>>,
     recorder: Option<Arc<Recorder>>,
@@ -75,14 +83,16 @@ struct State {
     bound: Vec<Arc<Breaker>>,
 }
 
-/// How far the ring of control connections is. Rank 0 sends word around it that it is connected to both neighbours,
-/// each rank hands it on once it is connected itself, and when it comes back all are; then rank 0 sends that around.
+/// How far the ring of control connections is. Rank 0 sends word both ways around it once it is connected to both
+/// neighbours, and each rank hands that on once it is connected itself. Whom it has reached from both sides knows that
+/// all are, and says so to all.
 #[derive(Default)]
 struct Ring {
-    /// The connection to the next rank, once this rank has both.
-    next: Option<Arc<ControlLink>>,
-    /// The ranks before this one are connected.
-    heard: bool,
+    /// This rank is connected to both neighbours.
+    connected: bool,
+    /// All ranks on the way from rank 0 are, upwards and downwards.
+    upwards: bool,
+    downwards: bool,
     /// All are.
     complete: bool,
 }
@@ -100,15 +110,15 @@ impl Breaker {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Prepares the breaker for `rank`; fails if it has tripped already.
-    pub(crate) fn arm(&self, rank: usize) -> Result<(), Error> {
+    /// Prepares the breaker for `rank` of `world`; fails if it has tripped already.
+    pub(crate) fn arm(&self, rank: usize, world: usize) -> Result<(), Error> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::System { rank, cause: format!("eventfd: {errno}") })?;
         let mut state = self.lock();
         if self.event.set(event).is_err() {
             return Err(Error::Config("the abort handle belongs to another communicator".to_owned()));
         }
-        state.rank = rank;
+        (state.rank, state.world) = (rank, world);
         // Who aborted before did not know its rank yet.
         state.error = state.error.take().map(|error| error.renamed(|_| rank));
         drop(state);
@@ -152,10 +162,13 @@ impl Breaker {
 
     /// This rank is connected to both neighbours in the ring. Waits until all ranks are, until `deadline` at most;
     /// whether they are.
-    pub(crate) fn close_ring(&self, next: Arc<ControlLink>, deadline: Instant) -> Result<bool, Error> {
+    pub(crate) fn close_ring(&self, deadline: Instant) -> Result<bool, Error> {
         let mut state = self.lock();
-        state.ring.next = Some(next);
-        state.heard_of_ring();
+        state.ring.connected = true;
+        if state.rank == 0 {
+            (state.ring.upwards, state.ring.downwards) = (true, true);
+        }
+        state.hand_on(true, true);
         loop {
             // All have been there; what has come to an end since is told by the next operation.
             if state.ring.complete {
@@ -175,11 +188,16 @@ impl Breaker {
         }
     }
 
-    /// The ranks from 0 to the one before this are connected; of rank 0, all are.
-    pub(crate) fn hear_connected(&self) {
+    /// All ranks on the way from rank 0 to the neighbour `from` are connected.
+    pub(crate) fn hear_connected(&self, from: usize) {
         let mut state = self.lock();
-        state.ring.heard = true;
-        state.heard_of_ring();
+        let (next, previous) = state.neighbours();
+        // Of two ranks the other one is both. What comes back to rank 0 says nothing new.
+        let upwards = from == previous && !state.ring.upwards;
+        let downwards = from == next && !state.ring.downwards;
+        state.ring.upwards |= upwards;
+        state.ring.downwards |= downwards;
+        state.hand_on(upwards, downwards);
         drop(state);
         self.changed.notify_all();
     }
@@ -189,6 +207,31 @@ impl Breaker {
         state.complete_ring();
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// This rank's time to connect is over: asks who is there, and names one that does not answer. Where all do, that
+    /// is `rank`, for `cause`.
+    pub(crate) fn overdue(&self, rank: usize, cause: &str) -> Error {
+        let asked = Instant::now();
+        self.lock().links.iter().for_each(|link| link.send_who());
+        if let Some(error) = self.explanation() {
+            return error;
+        }
+        let state = self.lock();
+        let answered = |other: usize| state.excused.get(&other).is_some_and(|(said, _)| *said >= asked);
+        let missing = (0..state.world).find(|other| *other != state.rank && !answered(*other));
+        drop(state);
+        let (rank, cause) = missing.map_or((rank, cause), |missing| (missing, "it has not connected in time"));
+        self.trip(Error::Connect { rank, cause: cause.to_owned() })
+    }
+
+    /// A rank asks who is there: this one waits as well. Whether the others are still to be asked.
+    pub(crate) fn hear_who(&self) -> bool {
+        let news = !std::mem::replace(&mut self.lock().asked, true);
+        if news {
+            self.say_waiting();
+        }
+        news
     }
 
     /// All ranks are connected.
@@ -281,21 +324,72 @@ impl Breaker {
         state.links.iter().for_each(|link| link.send_waiting(state.rank, state.said_waiting));
     }
 
-    /// Tells the others what this rank has been waiting in for a while. Those that wait in the same operation, as they
-    /// call it, but in different calls, may wait at different places for ever.
-    pub(crate) fn say_call(&self, call: &Call) {
+    /// Tells the neighbours what this rank has been waiting in for a moment. Ranks that wait in the same operation, as
+    /// they call it, but in different calls, may wait at different places for ever.
+    pub(crate) fn tell_call(&self, call: &Call) {
         let mut state = self.lock();
-        if state.own_call == Some(*call) || matches!(call.kind, Kind::Message { .. }) {
+        if state.waits_in == Some(*call) || matches!(call.kind, Kind::Message { .. }) {
             return;
         }
-        state.own_call = Some(*call);
-        state.said_call += 1;
+        state.waits_in = Some(*call);
         let bytes = call.encode();
-        state.links.iter().for_each(|link| link.send_call(state.rank, state.said_call, &bytes));
-        let odd = state.calls.iter().find_map(|(rank, (_, theirs))| contradiction(*rank, theirs, call));
+        state.links.iter().for_each(|link| link.send_own_call(&bytes));
+    }
+
+    /// Tells all others, after longer: it costs as many messages as there are ranks, and finds what neighbours do not
+    /// differ in.
+    pub(crate) fn say_call(&self, call: &Call) {
+        let mut state = self.lock();
+        if state.said_call == Some(*call) || matches!(call.kind, Kind::Message { .. }) {
+            return;
+        }
+        state.waits_in = Some(*call);
+        state.say_call(call);
+        let odd = state.calls.iter().find_map(|(rank, (_, theirs))| {
+            let own = state.own_call(theirs.sequence)?;
+            (own != *theirs).then_some((*rank, *theirs, own))
+        });
         drop(state);
-        if let Some(error) = odd {
-            self.trip(error);
+        if let Some((rank, theirs, own)) = odd {
+            self.disagree(rank, &theirs, &own);
+        }
+    }
+
+    /// `rank` has called `theirs` where this rank has called `own`. Waits until it is clear whom to name, and ends the
+    /// communicator with that.
+    pub(crate) fn disagree(&self, rank: usize, theirs: &Call, own: &Call) -> Error {
+        // Twice: a dispute about an earlier operation may take this one's place.
+        let deadline = Instant::now() + 2 * VOTES;
+        let mut state = self.lock();
+        state.disagree(rank, theirs, own);
+        while state.error.is_none() {
+            let now = Instant::now();
+            if let Some(verdict) = state.verdict(now) {
+                drop(state);
+                return self.trip(verdict);
+            }
+            let end = state.dispute.as_ref().map(Dispute::end).filter(|end| *end > now);
+            let left = end.unwrap_or(deadline).saturating_duration_since(now);
+            if left.is_zero() {
+                break;
+            }
+            state = match self.changed.wait_timeout(state, left) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        drop(state);
+        self.trip(Error::mismatch(rank, theirs, own))
+    }
+
+    /// A neighbour says that it waits in a call.
+    pub(crate) fn hear_own_call(&self, rank: usize, call: &Call) {
+        let mut state = self.lock();
+        if let Some(own) = state.own_call(call.sequence)
+            && own != *call
+        {
+            state.disagree(rank, call, &own);
+            self.changed.notify_all();
         }
     }
 
@@ -307,12 +401,36 @@ impl Breaker {
             return false;
         }
         state.calls.insert(rank, (count, call));
-        let odd = state.own_call.and_then(|own| contradiction(rank, &call, &own));
-        drop(state);
-        if let Some(error) = odd {
-            self.trip(error);
+        if let Some(dispute) = &mut state.dispute {
+            dispute.hear(rank, call);
         }
+        if let Some(own) = state.own_call(call.sequence)
+            && own != call
+        {
+            state.disagree(rank, &call, &own);
+        }
+        self.changed.notify_all();
         true
+    }
+
+    /// Ends the communicator if calls differ and it is clear by now whose; otherwise gives the time by which it is.
+    pub(crate) fn judge(&self) -> Option<Instant> {
+        let (mut state, now) = (self.lock(), Instant::now());
+        if state.error.is_some() {
+            return None;
+        }
+        let end = state.dispute.as_ref()?.end();
+        let Some(verdict) = state.verdict(now) else {
+            if now < end {
+                return Some(end);
+            }
+            // What ranks have said in the end does not differ after all.
+            state.dispute = None;
+            return None;
+        };
+        drop(state);
+        self.trip(verdict);
+        None
     }
 
     /// `rank` says that it waits, for the `count`-th time; whether that is news.
@@ -365,38 +483,75 @@ impl Breaker {
         state.error.clone()
     }
 
+    /// How many ranks there are.
+    pub(crate) fn world(&self) -> usize {
+        self.lock().world
+    }
+
     /// Readable once tripped.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.event.get().map(|event| event.as_fd())
     }
 }
 
-/// What is wrong where `rank` calls an operation otherwise than this one.
-fn contradiction(rank: usize, theirs: &Call, own: &Call) -> Option<Error> {
-    (theirs.sequence == own.sequence && theirs != own).then(|| Error::Mismatch {
-        rank,
-        theirs: theirs.to_string(),
-        expected: own.to_string(),
-    })
-}
-
 impl State {
-    fn heard_of_ring(&mut self) {
-        let Some(next) = &self.ring.next else { return };
-        match (self.rank, self.ring.heard) {
-            (0, true) => self.complete_ring(),
-            (0, false) | (_, true) => next.send_connected(),
-            (_, false) => {}
+    fn say_call(&mut self, call: &Call) {
+        self.said_call = Some(*call);
+        self.said_calls += 1;
+        let bytes = call.encode();
+        self.links.iter().for_each(|link| link.send_call(self.rank, self.said_calls, &bytes));
+    }
+
+    /// What this rank calls operation `sequence`, if it has begun it.
+    fn own_call(&self, sequence: u64) -> Option<Call> {
+        let waits_in = self.waits_in.filter(|call| call.sequence == sequence);
+        waits_in.or_else(|| self.recorder.as_ref()?.call(sequence))
+    }
+
+    /// `rank` has called `theirs` where this rank has called `own`: it says so to all, who then say what they call.
+    /// The first operation that ranks differ in counts; others may follow from it.
+    fn disagree(&mut self, rank: usize, theirs: &Call, own: &Call) {
+        if self.dispute.as_ref().is_none_or(|dispute| own.sequence < dispute.sequence()) {
+            let mut dispute = Dispute::new(own.sequence, Instant::now() + VOTES);
+            dispute.hear(self.rank, *own);
+            self.calls.iter().for_each(|(rank, (_, call))| dispute.hear(*rank, *call));
+            self.dispute = Some(dispute);
+            self.say_call(own);
+        }
+        if let Some(dispute) = &mut self.dispute {
+            dispute.hear(rank, *theirs);
+        }
+    }
+
+    fn verdict(&self, now: Instant) -> Option<Error> {
+        self.dispute.as_ref()?.verdict(self.world, now)
+    }
+
+    /// The ranks after and before this one in the ring.
+    fn neighbours(&self) -> (usize, usize) {
+        ((self.rank + 1) % self.world, (self.rank + self.world - 1) % self.world)
+    }
+
+    /// Hands on what has come around the ring in these directions.
+    fn hand_on(&mut self, upwards: bool, downwards: bool) {
+        if !self.ring.connected {
+            return;
+        }
+        if self.rank != 0 && self.ring.upwards && self.ring.downwards {
+            self.complete_ring();
+            return;
+        }
+        let (next, previous) = self.neighbours();
+        let sends = [(upwards && self.ring.upwards, next), (downwards && self.ring.downwards, previous)];
+        for (_, rank) in sends.into_iter().filter(|(sends, _)| *sends) {
+            self.links.iter().filter(|link| link.rank == rank).for_each(|link| link.send_connected());
         }
     }
 
     fn complete_ring(&mut self) {
-        if self.ring.complete {
-            return;
-        }
-        self.ring.complete = true;
-        if let Some(next) = &self.ring.next {
-            next.send_complete();
+        if !self.ring.complete {
+            self.ring.complete = true;
+            self.links.iter().for_each(|link| link.send_complete());
         }
     }
 

@@ -63,6 +63,10 @@ impl Error {
         Error::Timeout { rank, operation: call.to_string(), waited }
     }
 
+    pub(crate) fn mismatch(rank: usize, theirs: &Call, expected: &Call) -> Error {
+        Error::Mismatch { rank, theirs: theirs.to_string(), expected: expected.to_string() }
+    }
+
     /// The rank that the error is about, where there is one.
     pub fn rank(&self) -> Option<usize> {
         match self {

@@ -12,7 +12,7 @@
 //!   transport/shm    ranks of a host: meetings, windows, reduction in place
 //!   transport/tcp    the network between hosts, carrying out `schedule`
 //!   reduce           the arithmetic
-//! breaker        the end of a communicator, and its cause; `monitor` watches for it
+//! breaker        the end of a communicator, and its cause; `monitor` watches for it, `dispute` says whose call differs
 //! flight         the last operations of each rank, for other processes to read, and who waits for whom
 //! nccl           the same operations between GPUs, by NCCL
 //! ```
@@ -22,6 +22,7 @@ mod breaker;
 mod call;
 mod communicator;
 mod config;
+mod dispute;
 mod element;
 mod engine;
 mod error;

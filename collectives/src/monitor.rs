@@ -4,8 +4,9 @@
 //! Members of a host hold one to their host's leader; where there are several hosts, every rank holds one to each
 //! neighbour in a ring of all ranks. They are watched as soon as they are there, while others are still being made. An
 //! abort is sent to all neighbours by everyone who learns of it for the first time, so it reaches every rank; likewise
-//! that a rank has been waiting for long, in which call, or has left. Around the ring it also goes that all ranks are
-//! connected: once to ask, and once to say so.
+//! that a rank has been waiting for long, in which call, or has left. To its neighbours alone a rank says in which call it
+//! has waited for a moment. Around the ring it also goes that all ranks are
+//! connected, and where that takes too long, who is there.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,13 +16,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::breaker::Breaker;
 use crate::call::{CALL_BYTES, Call};
 use crate::error::{ENCODED_MAX, Error, LossCause};
-use crate::transport::stream::Stream;
+use crate::transport::stream::{Stream, timeout};
 
 const GOODBYE: u8 = 1;
 const ABORT: u8 = 2;
@@ -30,6 +31,8 @@ const LEFT: u8 = 4;
 const CALL: u8 = 5;
 const CONNECTED: u8 = 6;
 const COMPLETE: u8 = 7;
+const OWN_CALL: u8 = 8;
+const WHO: u8 = 9;
 
 /// A rank, a count, and a call.
 const CALL_LENGTH: usize = 8 + CALL_BYTES;
@@ -65,7 +68,12 @@ impl ControlLink {
         self.send(&frame);
     }
 
-    /// That this rank is connected to both its neighbours in the ring, and so are all from rank 0 on.
+    /// That this rank has been waiting in `call` for a moment.
+    pub(crate) fn send_own_call(&self, call: &[u8; CALL_BYTES]) {
+        self.send(&[&[OWN_CALL, CALL_BYTES as u8], &call[..]].concat());
+    }
+
+    /// That this rank is connected to both its neighbours in the ring, and so are all from rank 0 to it, this way around.
     pub(crate) fn send_connected(&self) {
         self.send(&[CONNECTED, 0]);
     }
@@ -73,6 +81,11 @@ impl ControlLink {
     /// That all ranks are.
     pub(crate) fn send_complete(&self) {
         self.send(&[COMPLETE, 0]);
+    }
+
+    /// Asks who is there.
+    pub(crate) fn send_who(&self) {
+        self.send(&[WHO, 0]);
     }
 
     /// That `rank`, which may be no neighbour of the other end, has left.
@@ -194,15 +207,15 @@ fn keep_watch(shared: &Shared) {
             fds.push(PollFd::new(neighbour.link.stream.as_fd(), PollFlags::POLLIN));
             fds.extend(neighbour.link.process.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         }
-        let timeout = match leaves_until {
-            None => PollTimeout::NONE,
+        let left = match leaves_until {
+            None => breaker.judge().map(|end| end.saturating_duration_since(Instant::now())),
             Some(_) if fds.len() == 1 => return,
             Some(end) => match end.saturating_duration_since(Instant::now()) {
                 Duration::ZERO => return,
-                left => PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
+                left => Some(left),
             },
         };
-        match poll(&mut fds, timeout) {
+        match poll(&mut fds, timeout(left)) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
@@ -246,7 +259,10 @@ impl Watched {
             let Some(payload) = rest.get(..length) else { return };
             let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| payload[at + byte]));
             let others = || links.iter().filter(|link| !Arc::ptr_eq(link, &self.link));
-            match (kind, Error::decode(payload)) {
+            // Whom the frame is about, where it is about another.
+            let rank = |at: usize| Some(word(at) as usize).filter(|rank| *rank < breaker.world());
+            let call = |at: usize| payload[at..].first_chunk::<CALL_BYTES>().and_then(Call::decode);
+            let known = match (kind, Error::decode(payload)) {
                 (GOODBYE, None) if length == 0 => {
                     if breaker.depart(self.link.rank) {
                         others().for_each(|link| link.send_left(self.link.rank));
@@ -254,40 +270,50 @@ impl Watched {
                     self.part();
                     return;
                 }
-                (WAITING, _) if length == 8 => {
-                    let (rank, count) = (word(0) as usize, word(4));
+                (WAITING, _) if length == 8 => rank(0).map(|rank| {
+                    let count = word(4);
                     if breaker.excuse(rank, count) {
                         others().for_each(|link| link.send_waiting(rank, count));
                     }
-                }
-                (LEFT, _) if length == 4 => {
-                    let rank = word(0) as usize;
+                }),
+                (LEFT, _) if length == 4 => rank(0).map(|rank| {
                     if breaker.depart(rank) {
                         others().for_each(|link| link.send_left(rank));
                     }
-                }
-                (CALL, _) if length == CALL_LENGTH => {
-                    let (rank, count) = (word(0) as usize, word(4));
-                    let call: [u8; CALL_BYTES] = std::array::from_fn(|byte| payload[8 + byte]);
-                    let Some(known) = Call::decode(&call) else {
-                        self.lose(LossCause::InvalidMessage, breaker);
-                        return;
-                    };
-                    if breaker.hear_call(rank, count, known) {
-                        others().for_each(|link| link.send_call(rank, count, &call));
+                }),
+                (CALL, _) if length == CALL_LENGTH => rank(0).zip(call(8)).map(|(rank, call)| {
+                    let count = word(4);
+                    if breaker.hear_call(rank, count, call) {
+                        others().for_each(|link| link.send_call(rank, count, &call.encode()));
                     }
+                }),
+                (OWN_CALL, _) if length == CALL_BYTES => {
+                    call(0).map(|call| breaker.hear_own_call(self.link.rank, &call))
                 }
-                (CONNECTED, None) if length == 0 => breaker.hear_connected(),
-                (COMPLETE, None) if length == 0 => breaker.hear_complete(),
+                (CONNECTED, None) if length == 0 => {
+                    breaker.hear_connected(self.link.rank);
+                    Some(())
+                }
+                (COMPLETE, None) if length == 0 => {
+                    breaker.hear_complete();
+                    Some(())
+                }
+                (WHO, None) if length == 0 => {
+                    if breaker.hear_who() {
+                        others().for_each(|link| link.send_who());
+                    }
+                    Some(())
+                }
                 (ABORT, Some(error)) if length <= ENCODED_MAX => {
                     breaker.trip(error);
                     self.part();
                     return;
                 }
-                _ => {
-                    self.lose(LossCause::InvalidMessage, breaker);
-                    return;
-                }
+                _ => None,
+            };
+            if known.is_none() {
+                self.lose(LossCause::InvalidMessage, breaker);
+                return;
             }
             self.received.drain(..2 + length);
         }
@@ -321,6 +347,10 @@ mod tests {
 
     use super::*;
     use crate::breaker::AbortHandle;
+    use crate::call::Kind;
+    use crate::element::DType;
+
+    const WORLD: usize = 5;
 
     fn link() -> ControlLink {
         let (own, _other) = UnixStream::pair().expect("a socket pair");
@@ -330,6 +360,7 @@ mod tests {
     /// Feeds bytes as they could come in, and gives what was ended by them and what is kept of them.
     fn feed(pieces: &[Vec<u8>]) -> (Option<Error>, bool, usize) {
         let (link, handle) = (link(), AbortHandle::new());
+        handle.0.arm(0, WORLD).expect("a new handle");
         let mut watched = Watched { link: Arc::new(link), received: Vec::new(), gone: false };
         for piece in pieces {
             if watched.gone {
@@ -341,17 +372,27 @@ mod tests {
         (handle.0.error(), watched.gone, watched.received.len())
     }
 
+    fn any_call(sequence: u64, count: u64) -> Call {
+        Call { sequence, kind: Kind::AllGather, dtype: DType::F32, count }
+    }
+
     fn frame() -> impl Strategy<Value = Vec<u8>> {
         let abort = any::<u32>().prop_map(|rank| {
             let error = Error::PeerLeft { rank: rank as usize }.encode();
             [&[ABORT, error.len() as u8], &error[..]].concat()
         });
         let bytes = proptest::collection::vec(any::<u8>(), 0..600);
-        let waiting = any::<[u8; 8]>().prop_map(|said| [&[WAITING, 8], &said[..]].concat());
-        let left = any::<[u8; 4]>().prop_map(|rank| [&[LEFT, 4], &rank[..]].concat());
-        let call = any::<[u8; CALL_LENGTH]>().prop_map(|said| [&[CALL, CALL_LENGTH as u8], &said[..]].concat());
-        let round = prop_oneof![Just(vec![CONNECTED, 0]), Just(vec![COMPLETE, 0])];
-        prop_oneof![waiting, left, Just(vec![GOODBYE, 0]), abort, call, round, bytes]
+        // A rank beyond the last one, too.
+        let rank = || (0..=WORLD as u32).prop_map(u32::to_le_bytes);
+        let waiting = (rank(), any::<[u8; 4]>()).prop_map(|(rank, count)| [&[WAITING, 8], &rank[..], &count].concat());
+        let left = rank().prop_map(|rank| [&[LEFT, 4], &rank[..]].concat());
+        let calls = || (0..3u64, 0..2u64).prop_map(|(sequence, count)| any_call(sequence, count).encode());
+        let call = (rank(), any::<[u8; 4]>(), calls())
+            .prop_map(|(rank, count, call)| [&[CALL, CALL_LENGTH as u8], &rank[..], &count, &call].concat());
+        let own = prop_oneof![calls(), any::<[u8; CALL_BYTES]>()]
+            .prop_map(|call| [&[OWN_CALL, CALL_BYTES as u8], &call[..]].concat());
+        let round = prop_oneof![Just(vec![CONNECTED, 0]), Just(vec![COMPLETE, 0]), Just(vec![WHO, 0])];
+        prop_oneof![waiting, left, Just(vec![GOODBYE, 0]), abort, call, own, round, bytes]
     }
 
     proptest! {
@@ -371,7 +412,7 @@ mod tests {
         }
 
         #[test]
-        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 8u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
+        fn what_no_rank_sends_is_blamed_on_who_sent_it(kind in 10u8.., payload in proptest::collection::vec(any::<u8>(), 0..256)) {
             let frame = [&[kind, payload.len() as u8], &payload[..]].concat();
             let invalid = Some(Error::PeerLost { rank: 3, cause: LossCause::InvalidMessage });
             let (error, gone, _) = feed(&[frame]);

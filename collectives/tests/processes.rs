@@ -3,30 +3,40 @@
 
 mod common;
 
+use std::net::TcpListener;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use common::process::{Process, Seat, random_secret, shared_memory_files, world};
-use muster_collectives::{Communicator, Error, Reading, ReduceOp};
+use common::process::{Process, Seat, described, random_secret, shared_memory_files, world};
+use muster_collectives::{Communicator, Config, Error, Peer, Reading, ReduceOp, Secret};
 use nix::sys::signal::Signal;
 
 /// Makes a rank take much memory.
 const LARGE: &str = "LARGE";
 
+/// Makes a rank do nothing but meet the others.
+const MEETS: &str = "MEETS";
+
 /// One rank: learns who the others are, and reduces until that fails.
 #[test]
 fn rank_process() {
     let Some(seat) = Seat::taken() else { return };
-    let mut ballast = Vec::new();
+    let (mut ballast, mut meets) = (Vec::new(), false);
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         if line == LARGE {
             ballast.resize(600 << 20, 1u8);
             continue;
         }
+        if line == MEETS {
+            meets = true;
+            continue;
+        }
         let mut config = seat.config(&line);
         // However little it is.
         config.shm.reading = Reading::From(1);
         let error = match Communicator::connect(config) {
+            Ok(communicator) if meets => meet(&communicator),
             Ok(communicator) => reduce(&communicator),
             Err(error) => error,
         };
@@ -69,6 +79,15 @@ fn reduce(communicator: &Communicator) -> Error {
             return error;
         }
         assert!(shared.iter().all(|value| *value == world));
+    }
+}
+
+fn meet(communicator: &Communicator) -> Error {
+    println!("READY");
+    loop {
+        if let Err(error) = communicator.barrier() {
+            return error;
+        }
     }
 }
 
@@ -160,6 +179,51 @@ fn the_death_of_a_large_process_is_told_before_its_memory_is_given_back() {
     delays.sort();
     println!("death of a large process to the last error: {delays:?}, {before_the_end} before its end");
     assert!(before_the_end > 0 || !sleeps_on_several_words(), "{delays:?}");
+}
+
+/// Found where more ranks than the kernel lets a thread wait for share a host: their deaths were told afterwards only.
+#[test]
+fn a_death_among_very_many_ranks_of_a_host_is_told_as_early() {
+    const RANKS: usize = 140;
+    let mut before_the_end = 0;
+    for victim in [70, 1, RANKS - 1] {
+        let secret = random_secret();
+        let mut process = Process::start("rank_process", &secret);
+        process.tell(LARGE);
+        process.tell(MEETS);
+        let mut listeners: Vec<Option<TcpListener>> =
+            (0..RANKS).map(|rank| (rank != victim).then(|| TcpListener::bind("127.0.0.1:0").unwrap())).collect();
+        let address = |listener: &Option<TcpListener>| match listener {
+            Some(listener) => listener.local_addr().unwrap(),
+            None => process.address,
+        };
+        let peers: Vec<Peer> =
+            listeners.iter().map(|own| Peer { host: "a".to_owned(), address: address(own) }).collect();
+        process.tell(&described(&peers, 1, Duration::from_secs(60)));
+        let (sender, failures) = channel();
+        std::thread::scope(|scope| {
+            for (rank, listener) in listeners.iter_mut().enumerate() {
+                let Some(listener) = listener.take() else { continue };
+                let config = Config::new(rank, 1, peers.clone(), listener, Secret::new(secret.clone()));
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    let communicator = Communicator::connect(config).unwrap();
+                    let _ = sender.send((rank, meet(&communicator)));
+                });
+            }
+            drop(sender);
+            process.expect("READY");
+            process.signal(Signal::SIGKILL);
+            let mut failures = failures.into_iter().peekable();
+            assert!(failures.peek().is_some());
+            before_the_end += u32::from(!process.has_ended());
+            for (rank, error) in failures {
+                assert!(matches!(error, Error::PeerLost { rank, .. } if rank == victim), "rank {rank}: {error:?}");
+            }
+        });
+    }
+    println!("{before_the_end} of 3 deaths were told before the end of the process");
+    assert!(before_the_end > 0 || !sleeps_on_several_words());
 }
 
 /// Whether the kernel can: Linux 5.16 and later.

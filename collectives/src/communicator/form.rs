@@ -95,6 +95,13 @@ fn form(config: Config, breaker: &Arc<Breaker>, watch: Option<Watch>) -> Result<
     let recorder = recorder.map_err(|error| identity.system("flight recorder", error))?;
     breaker.record(Arc::clone(&recorder));
     let spans = topology.spans_hosts();
+    let mut network = None;
+    if let Some(watch) = watch.clone().filter(|_| spans) {
+        let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
+        let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
+        // Before anything is waited for: the neighbours shall not take this rank for the one that is missing.
+        network = Some(Network::start(&identity, &addresses, listener, local_ranks, &tcp, timeout, watch)?);
+    }
     let mut memory = Vec::new();
     let mut region = None;
     if let Some(watch) = watch.as_ref().filter(|_| members.len() > 1) {
@@ -107,11 +114,8 @@ fn form(config: Config, breaker: &Arc<Breaker>, watch: Option<Watch>) -> Result<
         region = Some(shared);
     }
     let leaders = (place == 0).then(|| Members { ranks: topology.leaders(), me: host });
-    let mut network = None;
-    if let Some(watch) = watch.filter(|_| spans) {
-        let addresses: Vec<_> = peers.iter().map(|peer| peer.address).collect();
-        let local_ranks = peers.iter().filter(|peer| peer.host == peers[rank].host).count();
-        network = Some(Network::connect(&identity, &addresses, listener, local_ranks, &tcp, timeout, watch)?);
+    if let (Some(network), Some(watch)) = (&network, &watch) {
+        network.join(&identity, watch)?;
     }
     breaker.connected();
     let members = members.clone();
@@ -175,6 +179,7 @@ fn share(
             Interruption::Tripped(error) => error,
             // Its control connection tells why.
             Interruption::Failed(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => breaker.lost(peer),
+            Interruption::Deadline => breaker.overdue(peer, "it has not shared its memory in time"),
             other => Error::Connect { rank: peer, cause: other.to_string() },
         }
     };

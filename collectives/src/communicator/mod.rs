@@ -42,7 +42,7 @@ impl Communicator {
     pub fn connect(config: Config) -> Result<Communicator, Error> {
         config.validate()?;
         let breaker = Arc::clone(&config.abort.0);
-        breaker.arm(config.rank)?;
+        breaker.arm(config.rank, config.world)?;
         form::connect(config, &breaker)
     }
 

@@ -233,6 +233,28 @@ impl Recorder {
         record[word::STATE].store(number << STATE_BITS | state, Ordering::Release);
     }
 
+    /// The call of operation `sequence` of all ranks, if it has begun and is not long over.
+    pub(crate) fn call(&self, sequence: u64) -> Option<Call> {
+        let last = self.words()[head::BEGUN].load(Ordering::Relaxed);
+        let numbers = (1..=last).rev().take(CAPACITY);
+        numbers.map(|number| self.begun(number)).find_map(|call| call.filter(|call| call.sequence == sequence))
+    }
+
+    /// The call of the `number`-th operation, where all ranks take part in it.
+    fn begun(&self, number: u64) -> Option<Call> {
+        let record = self.record(number);
+        let state = record[word::STATE].load(Ordering::Acquire);
+        if state >> STATE_BITS != number || state & ((1 << STATE_BITS) - 1) == WRITING {
+            return None;
+        }
+        let words = std::array::from_fn(|index| record[word::CALL + index].load(Ordering::Relaxed));
+        let alone = record[word::PEER].load(Ordering::Relaxed) == 0;
+        // It may have been written over meanwhile.
+        fence(Ordering::Acquire);
+        let whole = record[word::STATE].load(Ordering::Relaxed) >> STATE_BITS == number;
+        Call::from_words(words).filter(|_| alone && whole)
+    }
+
     /// The communicator has ended with `error`. The first one counts.
     pub(crate) fn fail(&self, error: &Error) {
         let words = self.words();

@@ -80,7 +80,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-const MAGIC: &[u8; 8] = b"MUSTERC2";
+const MAGIC: &[u8; 8] = b"MUSTERC3";
 const NONCE: usize = 32;
 const TAG: usize = 32;
 const HELLO: usize = 8 + 1 + 1 + 8 + 4 + 4 + 4 + NONCE;

@@ -108,8 +108,14 @@ fn expect(lines: &Receiver<String>, word: &str, limit: Duration) -> String {
 /// The words that tell each of `processes` who forms the next communicator, on which hosts, and how long an operation
 /// may wait.
 pub(crate) fn world(processes: &[&Process], hosts: &[&str], epoch: u64, timeout: Duration) -> String {
-    let peers: Vec<String> =
-        hosts.iter().zip(processes).map(|(host, process)| format!("{host}={}", process.address)).collect();
+    let ranks = hosts.iter().zip(processes);
+    let peers = ranks.map(|(host, process)| Peer { host: (*host).to_owned(), address: process.address });
+    described(&peers.collect::<Vec<_>>(), epoch, timeout)
+}
+
+/// The same of any ranks.
+pub(crate) fn described(peers: &[Peer], epoch: u64, timeout: Duration) -> String {
+    let peers: Vec<String> = peers.iter().map(|peer| format!("{}={}", peer.host, peer.address)).collect();
     format!("{epoch} {} {}", timeout.as_millis(), peers.join(" "))
 }
 

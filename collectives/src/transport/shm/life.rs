@@ -3,8 +3,9 @@
 //!
 //! Each rank has a thread that holds a lock in the shared memory, of the kind that the kernel gives up for a thread
 //! that dies ("robust futex"): that comes first of all that it does about an exit. It marks the lock and wakes one of
-//! those who sleep on it; the leader sleeps on those of its members, and they on the leader's. Where the kernel cannot
-//! sleep on several words at once, the descriptors remain.
+//! those who sleep on it: the ranks of a host stand in a ring, and each sleeps on the locks of the next one on either
+//! side that has not left. So two watch each, and no rank more than two, however many there are. Where the kernel
+//! cannot sleep on several words at once, the descriptors remain.
 
 use std::ptr;
 use std::sync::Arc;
@@ -20,9 +21,6 @@ use super::region::Region;
 const OWNER_DIED: u32 = 0x4000_0000;
 /// Asks the kernel to wake who sleeps.
 const WAITERS: u32 = 0x8000_0000;
-
-/// More words than that the kernel does not wait for at once.
-const WORDS_MAX: usize = 128;
 
 /// As the kernel declares it.
 #[repr(C)]
@@ -100,6 +98,8 @@ fn live(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &A
         sleep(stop, 0);
     }
     word.store(0, Ordering::SeqCst);
+    // It has left: who has watched it looks for the next.
+    wake(word);
     // SAFETY: as above; but for the kernel, which reads it when the thread dies, nobody else knows the list.
     unsafe { (*head).list = head };
     // SAFETY: the null pointer is the empty list; the kernel keeps none for this thread from then on.
@@ -107,25 +107,18 @@ fn live(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &A
 }
 
 fn watch(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &AtomicU32) {
-    let neighbours = if me == 0 { 1..ranks.len() } else { 0..1 };
-    let places: Vec<usize> = neighbours.collect();
-    while stop.load(Ordering::SeqCst) == 0 && !places.is_empty() {
+    while stop.load(Ordering::SeqCst) == 0 {
         let mut words = vec![wait_word(stop, 0)];
-        for place in &places {
-            let word = region.life(*place);
+        for place in neighbours(me, ranks.len(), |place| region.has_left(place)) {
+            let word = region.life(place);
             let value = word.load(Ordering::SeqCst);
             if value & OWNER_DIED != 0 {
                 // What it has said before its end counts more than the end.
                 let cause = LossCause::ProcessEnded;
-                breaker.trip(region.head().abort().unwrap_or(Error::PeerLost { rank: ranks[*place], cause }));
+                breaker.trip(region.head().abort().unwrap_or(Error::PeerLost { rank: ranks[place], cause }));
                 return;
             }
-            if !region.has_left(*place) {
-                words.push(wait_word(word, value));
-            }
-        }
-        if words.len() > WORDS_MAX {
-            return;
+            words.push(wait_word(word, value));
         }
         // SAFETY: the words and what they point to live through the call, which only reads them; without a timeout.
         let result = unsafe {
@@ -143,6 +136,14 @@ fn watch(region: &Region, me: usize, ranks: &[usize], breaker: &Breaker, stop: &
             return;
         }
     }
+}
+
+/// The next places after and before `me` in a ring of `count` whose ranks have not left; each once.
+fn neighbours(me: usize, count: usize, has_left: impl Fn(usize) -> bool) -> Vec<usize> {
+    let there = |place: &usize| !has_left(*place);
+    let next = (1..count).map(|step| (me + step) % count).find(there);
+    let previous = (1..count).map(|step| (me + count - step) % count).find(there);
+    next.into_iter().chain(previous.filter(|_| previous != next)).collect()
 }
 
 fn errno() -> i32 {
@@ -164,5 +165,28 @@ fn wake(word: &AtomicU32) {
     // SAFETY: the word lives through the call; the kernel uses its address only.
     unsafe {
         libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_on_either_side_that_has_not_left_are_watched() {
+        let nobody = |_: usize| false;
+        let rows: &[(Vec<usize>, &[usize])] = &[
+            (neighbours(0, 1, nobody), &[]),
+            (neighbours(0, 2, nobody), &[1]),
+            (neighbours(1, 3, nobody), &[2, 0]),
+            (neighbours(0, 1000, nobody), &[1, 999]),
+            (neighbours(999, 1000, nobody), &[0, 998]),
+            (neighbours(0, 5, |place| place == 1 || place == 4), &[2, 3]),
+            (neighbours(0, 4, |place| place != 2), &[2]),
+            (neighbours(3, 4, |_| true), &[]),
+        ];
+        for (found, expected) in rows {
+            assert_eq!(found, expected);
+        }
     }
 }

@@ -113,8 +113,8 @@ impl Group {
             }
             match self.patience {
                 Patience::Look if idle <= LOOKS => std::hint::spin_loop(),
-                Patience::Look if idle_since.elapsed() <= LOOK_FOR => std::thread::yield_now(),
-                Patience::GiveWay if idle <= GIVE_WAYS && idle_since.elapsed() <= GIVE_WAY_FOR => {
+                Patience::Look if idle_since.elapsed() <= LOOK_FOR && !self.has_ended() => std::thread::yield_now(),
+                Patience::GiveWay if idle <= GIVE_WAYS && idle_since.elapsed() <= GIVE_WAY_FOR && !self.has_ended() => {
                     std::thread::yield_now();
                 }
                 _ => {

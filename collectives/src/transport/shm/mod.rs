@@ -119,8 +119,8 @@ const GIVE_WAYS: u32 = 40;
 /// apart.
 const LOOK_FOR: Duration = Duration::from_millis(2);
 
-/// Where many others want the processor, giving way takes long: for no longer than that, since nobody looks meanwhile
-/// whether the communicator has ended.
+/// Where many others want the processor, giving way takes long: for no longer than that, since who gives way keeps the
+/// others from it as well.
 const GIVE_WAY_FOR: Duration = Duration::from_millis(1);
 
 impl Group {
@@ -244,7 +244,7 @@ impl Group {
             Patience::GiveWay => (GIVE_WAYS, GIVE_WAY_FOR),
         };
         for _ in 0..times {
-            if self.all_have_come(meeting) || start.elapsed() > limit {
+            if self.all_have_come(meeting) || self.has_ended() || start.elapsed() > limit {
                 break;
             }
             std::thread::yield_now();
@@ -256,6 +256,12 @@ impl Group {
             self.settle();
         }
         Ok(())
+    }
+
+    /// Whether anybody has ended the communicator, told in memory: who looks on would not hear of it otherwise.
+    #[inline]
+    fn has_ended(&self) -> bool {
+        self.region.head().is_aborted()
     }
 
     /// Sleeps until `done`, which the ranks at the places that are `behind` have to bring about; they have been
@@ -342,6 +348,15 @@ impl Group {
             })
             .collect();
         let name = |call: Option<Call>| call.map_or("nothing known".to_owned(), |call| call.to_string());
+        // Whose call is unlike most is for the ranks of all hosts to say.
+        if self.spans
+            && let Some(own) = calls[self.me]
+            && let Some((place, theirs)) = (0..).zip(&calls).find_map(|(place, call)| {
+                Some(place).zip(call.filter(|call| call.sequence == own.sequence && *call != own))
+            })
+        {
+            return self.breaker.disagree(self.ranks[place], &theirs, &own);
+        }
         let error = match odd_one(&calls) {
             Some((place, expected)) => {
                 Error::Mismatch { rank: self.ranks[place], theirs: name(calls[place]), expected: name(expected) }

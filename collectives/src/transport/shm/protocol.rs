@@ -240,9 +240,15 @@ impl Head {
         self.abort.0.state.load(Ordering::SeqCst) != 0
     }
 
+    /// Whether there is an error to read.
+    #[inline]
+    pub(super) fn is_aborted(&self) -> bool {
+        self.abort.0.state.load(Ordering::Acquire) == 2
+    }
+
     pub(super) fn abort(&self) -> Option<Error> {
         let record = &self.abort.0;
-        if record.state.load(Ordering::Acquire) != 2 {
+        if !self.is_aborted() {
             return None;
         }
         let length = (record.length.load(Ordering::Relaxed) as usize).min(ENCODED_MAX);

@@ -3,7 +3,7 @@
 //! Both ends compare it before the data is touched. Lengths are never read from the wire: they follow from the call,
 //! which both ends have.
 
-use crate::call::{CALL_BYTES, Call};
+use crate::call::{CALL_BYTES, Call, Kind};
 use crate::element::DType;
 use crate::error::{Error, LossCause};
 
@@ -30,11 +30,21 @@ pub(super) fn complaint(rank: usize, received: &[u8; HEADER], call: &Call) -> Er
     if *received == GOODBYE {
         return Error::PeerLeft { rank };
     }
-    let theirs = received.split_first_chunk::<CALL_BYTES>().and_then(|(theirs, _)| Call::decode(theirs));
-    match theirs {
-        Some(theirs) => Error::Mismatch { rank, theirs: theirs.to_string(), expected: call.to_string() },
+    match called(received) {
+        Some(theirs) => Error::mismatch(rank, &theirs, call),
         None => Error::PeerLost { rank, cause: LossCause::InvalidMessage },
     }
+}
+
+fn called(received: &[u8; HEADER]) -> Option<Call> {
+    received.first_chunk::<CALL_BYTES>().and_then(Call::decode)
+}
+
+/// The call of a header, where it is another call of the same operation of all ranks.
+pub(super) fn difference(received: &[u8; HEADER], call: &Call) -> Option<Call> {
+    let of_all = |call: &Call| !matches!(call.kind, Kind::Message { .. });
+    called(received)
+        .filter(|theirs| theirs != call && theirs.sequence == call.sequence && of_all(theirs) && of_all(call))
 }
 
 #[cfg(test)]
@@ -42,7 +52,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::call::Kind;
 
     proptest! {
         #[test]

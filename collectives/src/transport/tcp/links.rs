@@ -35,8 +35,11 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// control connections have told by then.
 const REFUSED: Duration = Duration::from_millis(200);
 
-/// The same at most, where the timeout is long.
-const TELLS: Duration = Duration::from_secs(1);
+/// How long an operation waits before this rank tells its neighbours in which call.
+const TELLS: Duration = Duration::from_millis(50);
+
+/// How long before it tells all ranks, at most.
+const SAYS: Duration = Duration::from_secs(1);
 
 /// How long of its looking a rank keeps the processor.
 const UNDISTURBED: Duration = Duration::from_micros(20);
@@ -141,7 +144,7 @@ impl Links {
                 _ if self.identity.breaker.is_excused(key.rank, since) => {}
                 _ => break,
             }
-            let limits = [self.tells(), self.timeout / 2, self.timeout, self.timeout + 2 * GRACE];
+            let limits = [self.says(), self.timeout / 2, self.timeout, self.timeout + 2 * GRACE];
             let deadline = since + limits[turn];
             if crossed {
                 match self.await_connection(key, deadline)? {
@@ -170,9 +173,9 @@ impl Links {
         Err(self.late(key.rank, call))
     }
 
-    /// How long a rank waits before it tells the others in what.
-    fn tells(&self) -> Duration {
-        (self.timeout / 4).min(TELLS)
+    /// How long a rank waits before it tells all others in what.
+    fn says(&self) -> Duration {
+        (self.timeout / 4).min(SAYS)
     }
 
     /// Dials until `deadline`, or until nobody has listened at the rank's address for `refused`, or for [`REFUSED`] after
@@ -237,6 +240,14 @@ impl Links {
         self.identity.breaker.trip(error)
     }
 
+    /// `rank` has sent a header that is not the one expected.
+    pub(super) fn complain(&self, rank: usize, received: &[u8; frame::HEADER], call: &Call) -> Error {
+        match frame::difference(received, call) {
+            Some(theirs) => self.identity.breaker.disagree(rank, &theirs, call),
+            None => self.fail(frame::complaint(rank, received, call)),
+        }
+    }
+
     /// `rank` has not come in time. The time is the one that was set: ranks that find out for themselves at the same
     /// moment say the same.
     fn late(&self, rank: usize, call: &Call) -> Error {
@@ -266,7 +277,11 @@ impl Links {
             }
             return breaker.check();
         }
-        let mut result = wait(fds, since + self.tells(), breaker);
+        let mut result = wait(fds, since + self.says().min(TELLS), breaker);
+        if matches!(result, Err(Interruption::Deadline)) {
+            breaker.tell_call(call);
+            result = wait(fds, since + self.says(), breaker);
+        }
         if matches!(result, Err(Interruption::Deadline)) {
             breaker.say_call(call);
             result = wait(fds, since + self.timeout / 2, breaker);

@@ -34,7 +34,6 @@ use options::TcpOptions;
 use passage::Scratch;
 use table::{Key, Table};
 
-use crate::breaker::GRACE;
 use crate::error::Error;
 use crate::monitor::{ControlLink, Watch};
 use crate::transport::connect::Identity;
@@ -66,10 +65,9 @@ pub(crate) struct Members {
 }
 
 impl Network {
-    /// Begins to accept connections at `listener`, and connects the ring of control connections, over which every rank
-    /// hears what has become of any other; all else is connected when an operation first needs it. Returns once all
-    /// ranks are in the ring. `addresses` are those of all ranks, `local_ranks` says how many share this machine.
-    pub(crate) fn connect(
+    /// Begins to accept connections at `listener`; the first is made by [`Network::join`], all others when an operation
+    /// first needs them. `addresses` are those of all ranks, `local_ranks` says how many share this machine.
+    pub(crate) fn start(
         identity: &Identity,
         addresses: &[SocketAddr],
         listener: TcpListener,
@@ -79,8 +77,8 @@ impl Network {
         watch: Watch,
     ) -> Result<Network, Error> {
         let (rank, world) = (identity.rank as usize, addresses.len());
-        let neighbours = (world > 1).then_some(((rank + 1) % world, (rank + world - 1) % world));
-        let table = Table::new(rank, neighbours.map(|(_, previous)| previous), watch.clone());
+        let previous = (world > 1).then_some((rank + world - 1) % world);
+        let table = Table::new(rank, previous, watch);
         let table = Arc::new(table.map_err(|errno| identity.system("eventfd", errno))?);
         let tls = options.tls.then(Tls::new).transpose().map_err(|error| identity.system("tls", error))?;
         let acceptor = Acceptor::start(identity.clone(), listener, tls.clone(), Arc::clone(&table))
@@ -89,22 +87,30 @@ impl Network {
         let neighbours_here = addresses.iter().filter(|address| address.ip() == addresses[rank].ip()).count();
         let spin = if have_processors(local_ranks.max(neighbours_here)) { SPIN } else { Duration::ZERO };
         let links = Links::new(identity, addresses, tls, table, timeout, spin);
-        if let Some((next, previous)) = neighbours {
-            let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
-            let stream = links.dial(key(next), identity.deadline, Duration::MAX);
-            let stream = stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?;
-            let next = watch.add(ControlLink { rank: next, stream, process: None })?;
-            let late = |cause: &str| Error::Connect { rank: previous, cause: cause.to_owned() };
-            if !links.await_control(key(previous), identity.deadline)? {
-                return Err(links.fail(late("it has not connected in time")));
-            }
-            // Who misses a neighbour knows better whom to blame, and says so.
-            if !identity.breaker.close_ring(next, identity.deadline + GRACE)? {
-                return Err(links.fail(late("it, or a rank before it, has not met its neighbours in time")));
-            }
-        }
         let (scratch, workspace, options) = (Scratch::default(), Vec::new(), options.clone());
         Ok(Network { _acceptor: acceptor, links, scratch, workspace, options })
+    }
+
+    /// Connects the ring of control connections, over which every rank hears what has become of any other. Returns once
+    /// all ranks are in it.
+    pub(crate) fn join(&self, identity: &Identity, watch: &Watch) -> Result<(), Error> {
+        let (links, breaker) = (&self.links, &identity.breaker);
+        let (rank, world) = (links.rank(), links.world());
+        if world == 1 {
+            return Ok(());
+        }
+        let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
+        let key = |rank: usize| Key { rank, purpose: Purpose::Control, lane: 0 };
+        let stream = links.dial(key(next), identity.deadline, Duration::MAX);
+        let stream = stream.map_err(|undialed| links.fail(undialed.into_error(next as u32)))?;
+        watch.add(ControlLink { rank: next, stream, process: None })?;
+        if !links.await_control(key(previous), identity.deadline)? {
+            return Err(breaker.overdue(previous, "it has not connected in time"));
+        }
+        match breaker.close_ring(identity.deadline)? {
+            true => Ok(()),
+            false => Err(breaker.overdue(previous, "it, or a rank before it, has not met its neighbours in time")),
+        }
     }
 }
 

@@ -35,6 +35,10 @@ const HALVES: usize = 4 << 20;
 /// Up to as many ranks everybody sends its part of an all-gather to everybody.
 const FEW: usize = 8;
 
+/// More ranks meet along a tree, which takes twice the hops, but three connections a rank at the most: with one for each
+/// power of two, 256 ranks of a machine took some 30 ms to make theirs for the first barrier.
+const MANY: usize = 32;
+
 impl Network {
     /// Combines the data of all members; all get the result. `divisor` divides each completed value.
     pub(crate) fn all_reduce(
@@ -212,7 +216,11 @@ impl Network {
 
     /// Returns when every member has called it.
     pub(crate) fn barrier(&mut self, members: &Members, call: &Call) -> Result<(), Error> {
-        let schedule = dissemination(members.me, members.ranks.len());
+        let (me, world) = (members.me, members.ranks.len());
+        let schedule = match world <= MANY {
+            true => dissemination(me, world),
+            false => Schedule::of_blocks(&[tree_all_reduce(me, world, 0..0)]),
+        };
         self.pass(call, &members.ranks, &schedule, &in_place(&DataMut::from(&mut [] as &mut [u8])))
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use nix::poll::PollFlags;
 
-use super::frame::{HEADER, complaint, header};
+use super::frame::{HEADER, header};
 use super::links::{Intent, Links};
 use super::options::TcpOptions;
 use super::wire::{Outgoing, STAGE, Staging};
@@ -415,7 +415,7 @@ impl Passage<'_> {
         };
         end.theirs_received += length.min(missing);
         if end.theirs_received == HEADER && end.theirs != end.expected {
-            return Err(self.links.fail(complaint(end.rank, &end.theirs, &self.calls.received)));
+            return Err(self.links.complain(end.rank, &end.theirs, &self.calls.received));
         }
         Ok(1 + length.saturating_sub(missing))
     }

@@ -67,7 +67,7 @@ fn run_with<R: Send>(
                 let (addresses, rank) = (&addresses, &rank);
                 scope.spawn(move || {
                     let abort = AbortHandle::new();
-                    abort.0.arm(number).unwrap();
+                    abort.0.arm(number, world).unwrap();
                     let identity = Identity {
                         rank: number as u32,
                         world: world as u32,
@@ -77,9 +77,10 @@ fn run_with<R: Send>(
                         breaker: Arc::clone(&abort.0),
                     };
                     let monitor = Monitor::start(Arc::clone(&abort.0)).unwrap();
+                    let watch = monitor.watch();
                     let network =
-                        Network::connect(&identity, addresses, listener, world, options, timeout, monitor.watch())
-                            .unwrap();
+                        Network::start(&identity, addresses, listener, world, options, timeout, watch.clone()).unwrap();
+                    network.join(&identity, &watch).unwrap();
                     let mut own = Rank {
                         _monitor: Some(monitor),
                         network,
