@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+use crate::data::Format;
 use crate::models::Architecture;
 use crate::optimizer::{Algorithm, Schedule, Settings};
+use crate::sampler::BatchPolicy;
 
 /// Trains models on libtorch, alone or as one of the ranks of a job.
 ///
@@ -27,27 +29,16 @@ pub enum Command {
     Eval(EvalArgs),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DatasetName {
-    FashionMnist,
-}
-
-impl DatasetName {
-    /// The name of its folder in the cache.
-    pub fn folder(self) -> &'static str {
-        match self {
-            DatasetName::FashionMnist => "fashion-mnist",
-        }
-    }
-}
-
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
     #[arg(long, value_enum, default_value = "fashion-mnist")]
-    pub dataset: DatasetName,
+    pub dataset: Format,
     /// The folder of the data set's files [default: where `make data` puts them]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// Of tokens: as many are the input of one sample
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: u32,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -59,9 +50,15 @@ pub struct TrainArgs {
     /// Passes over the training set
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub epochs: u64,
-    /// Samples of each rank in each step
+    /// Samples of each rank in each step, in the world that the run begins with
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
+    /// What stays when the number of ranks changes: the batch of all ranks together, or that of each
+    #[arg(long, value_enum, default_value = "global")]
+    pub batch_policy: BatchPolicy,
+    /// Threads that prepare batches ahead [default: 1 where a core is free or the data is on disk, otherwise 0]
+    #[arg(long, value_name = "THREADS", value_parser = clap::value_parser!(u16).range(..=64))]
+    pub prefetch: Option<u16>,
     /// The highest learning rate [default: 0.05 for sgd, 0.001 for adam]
     #[arg(long, value_parser = positive)]
     pub lr: Option<f64>,
@@ -81,7 +78,7 @@ pub struct TrainArgs {
     /// Use only so many samples of the training set
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub train_samples: Option<u32>,
-    /// Where rank 0 saves checkpoints; without it none are saved
+    /// Where checkpoints are saved, by each rank its part; without it none are
     #[arg(long, value_name = "DIR")]
     pub checkpoint_dir: Option<PathBuf>,
     /// Save after every so many steps, beside after every epoch
@@ -125,7 +122,7 @@ impl TrainArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct EvalArgs {
-    /// A checkpoint's file, or a folder whose latest one is taken
+    /// A checkpoint's JSON file, or a folder whose latest one is taken
     #[arg(long, value_name = "PATH")]
     pub checkpoint: PathBuf,
     #[command(flatten)]

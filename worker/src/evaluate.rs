@@ -1,10 +1,9 @@
 //! How good a model is on a data set.
 
-use muster_collectives::Error;
 use serde::Serialize;
 use tch::{Kind, Reduction, Tensor, no_grad};
 
-use crate::data::Dataset;
+use crate::data::{DataError, Dataset};
 use crate::ddp::group::Group;
 use crate::models::Model;
 use crate::parameters::Parameters;
@@ -21,20 +20,34 @@ pub struct Score {
     pub samples: i64,
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Group(#[from] muster_collectives::Error),
+}
+
 /// Each rank measures its part; all get the score of the whole.
-pub fn evaluate(model: &Model, parameters: &Parameters, data: &Dataset, group: &Group) -> Result<Score, Error> {
+pub fn evaluate(
+    model: &Model,
+    parameters: &Parameters,
+    data: &Dataset,
+    group: &Group,
+) -> Result<Score, EvaluateError> {
     let part = shard(data.len(), group.rank(), group.world());
     let mut correct = 0;
     let mut loss = 0.0;
-    no_grad(|| {
+    no_grad(|| -> Result<(), DataError> {
         for start in part.clone().step_by(BATCH) {
-            let (pictures, labels) = data.range(start, BATCH.min(part.end - start));
-            let scores = model.forward(parameters.leaves(), &pictures);
-            correct += scores.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
+            let batch = data.range(start..part.end.min(start + BATCH))?;
+            let scores = model.forward(parameters.leaves(), &batch.inputs);
+            correct += scores.argmax(1, false).eq_tensor(&batch.targets).sum(Kind::Int64).int64_value(&[]);
             let none: Option<Tensor> = None;
-            loss += scores.cross_entropy_loss(&labels, none, Reduction::Sum, -100, 0.0).double_value(&[]);
+            loss += scores.cross_entropy_loss(&batch.targets, none, Reduction::Sum, -100, 0.0).double_value(&[]);
         }
-    });
+        Ok(())
+    })?;
     let mut counts = [correct, part.len() as i64];
     let mut losses = [loss];
     group.sum_counts(&mut counts)?;

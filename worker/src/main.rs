@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use muster_worker::cli::{Cli, Command, EvalArgs};
-use muster_worker::data::{Dataset, Split};
+use muster_worker::data::{Dataset, Split, Targets};
 use muster_worker::ddp::group::Group;
 use muster_worker::env::Environment;
-use muster_worker::evaluate::evaluate;
+use muster_worker::evaluate::{EvaluateError, evaluate};
+use muster_worker::models::Model;
 use muster_worker::parameters::Parameters;
-use muster_worker::train::{self, Outcome, TrainError, data_folder};
+use muster_worker::train::{self, Outcome, TrainError, data_source};
 use muster_worker::{checkpoint, cli};
 use serde_json::json;
 
@@ -55,11 +56,17 @@ fn eval(args: &EvalArgs, environment: &Environment) -> Result<(), TrainError> {
     // So little work is done sooner by one thread than by several that wait for each other on a busy machine.
     tch::set_num_threads(1);
     let loaded = checkpoint::open(&args.checkpoint)?;
-    let model = loaded.sidecar.model;
+    let model: Model = loaded.require("model")?;
     let parameters = Parameters::new(&model, 0);
-    loaded.restore_parameters(&parameters)?;
-    let data = Dataset::load(&data_folder(&args.data, environment)?, Split::Test)?;
-    let score = evaluate(&model, &parameters, &data, &Group::Alone).expect("one rank needs no communication");
+    loaded.restore_views("model", parameters.split(parameters.values()))?;
+    let data = Dataset::open(&data_source(&args.data, environment)?, Split::Test)?;
+    let targets = Targets::Classes { classes: model.classes, shape: Vec::new() };
+    data.check(&[1, model.height, model.width], &targets)?;
+    let score = match evaluate(&model, &parameters, &data, &Group::Alone) {
+        Ok(score) => score,
+        Err(EvaluateError::Data(error)) => return Err(error.into()),
+        Err(EvaluateError::Group(error)) => unreachable!("one rank needs no communication: {error}"),
+    };
     let report = json!({
         "accuracy": score.accuracy,
         "loss": score.loss,

@@ -6,24 +6,27 @@
 //! interrupted step leaves no trace, and a run that lost ranks ends with the same bits as one that did not.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tch::{Reduction, Tensor};
 use tracing::{debug, info, warn};
 
-use crate::checkpoint::{self, CheckpointError, Progress, Sidecar};
+use crate::checkpoint::{self, CheckpointError, Outcome as SaveOutcome, Part, Progress, Saver, State};
 use crate::cli::{DataArgs, TrainArgs};
-use crate::data::{DataError, Dataset, Split};
+use crate::data::loader::{Loader, Prefetch};
+use crate::data::{DataError, Dataset, Source, Targets};
 use crate::ddp::group::Group;
 use crate::ddp::membership::{Member, MemberError};
 use crate::env::Environment;
-use crate::evaluate::{Score, evaluate};
+use crate::evaluate::{EvaluateError, Score, evaluate};
 use crate::metrics::{Metrics, Record};
-use crate::models::Model;
+use crate::models::{Architecture, Model};
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
-use crate::sampler::EpochOrder;
+use crate::sampler::{BatchSize, EpochOrder, Share, step_seed};
 
 /// A line for people. Where nobody reads it any more, training goes on.
 macro_rules! say {
@@ -34,6 +37,8 @@ macro_rules! say {
 
 /// So many epochs of the membership in a row may end without a step of progress.
 const FUTILE_EPOCHS: u32 = 20;
+/// How long a rank that is asked to stop waits for the parts of others that stop as well.
+const PARTS_AT_STOP: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -45,8 +50,8 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error("failed to open the file for the metrics: {0}")]
     Metrics(#[source] std::io::Error),
-    #[error("{needed} samples make one step of {world} ranks, the training set has {samples}")]
-    TooFewSamples { needed: usize, world: usize, samples: usize },
+    #[error("{model} has no use for inputs of {shape:?} with {targets:?}")]
+    Unsuited { model: Architecture, shape: Vec<i64>, targets: Targets },
     #[error("{FUTILE_EPOCHS} attempts in a row ended without a step, the last one thus: {0}")]
     Futile(muster_collectives::Error),
     #[error("the loss is {loss} at step {step}; a lower --lr may help")]
@@ -77,9 +82,10 @@ pub enum Outcome {
     Stopped,
 }
 
-pub fn data_folder(args: &DataArgs, environment: &Environment) -> Result<PathBuf, TrainError> {
+pub fn data_source(args: &DataArgs, environment: &Environment) -> Result<Source, TrainError> {
     let cached = || environment.cached(args.dataset.folder());
-    args.data.clone().or_else(cached).ok_or(TrainError::NoDataFolder)
+    let folder = args.data.clone().or_else(cached).ok_or(TrainError::NoDataFolder)?;
+    Ok(Source { format: args.dataset, folder, context: args.context as usize })
 }
 
 /// Trains until the run is done or stopped.
@@ -104,14 +110,20 @@ pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, Train
 
 struct Run<'a> {
     args: &'a TrainArgs,
-    train: Dataset,
+    train: Arc<Dataset>,
     test: Dataset,
     model: Model,
     parameters: Parameters,
     optimizer: Optimizer,
     buckets: Vec<std::ops::Range<usize>>,
     progress: Progress,
+    /// Once the run has begun.
+    batch: Option<BatchSize>,
+    /// The state that is saved or being saved.
     saved: Option<Progress>,
+    saver: Option<Saver>,
+    saving: Saving,
+    prefetch: Prefetch,
     metrics: Metrics,
     /// The rank in the last epoch of the membership.
     rank: usize,
@@ -150,6 +162,22 @@ impl Span {
     }
 }
 
+/// What the ranks of a group do about checkpoints.
+#[derive(Debug, Default)]
+struct Saving {
+    /// All have a folder: each saves its part. Otherwise rank 0 does it alone, if it has one.
+    is_common: bool,
+    /// The number of steps after which rank 0 wants one.
+    every: Option<u64>,
+}
+
+/// What the order of the samples follows from, beside the epoch.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Order {
+    seed: u64,
+    samples: usize,
+}
+
 enum Halt {
     Finished(Score),
     Stopped,
@@ -166,6 +194,15 @@ impl From<muster_collectives::Error> for Interruption {
     }
 }
 
+impl From<EvaluateError> for Interruption {
+    fn from(error: EvaluateError) -> Interruption {
+        match error {
+            EvaluateError::Data(error) => Interruption::Error(error.into()),
+            EvaluateError::Group(error) => Interruption::Group(error),
+        }
+    }
+}
+
 impl<E: Into<TrainError>> From<E> for Interruption {
     fn from(error: E) -> Interruption {
         Interruption::Error(error.into())
@@ -174,26 +211,35 @@ impl<E: Into<TrainError>> From<E> for Interruption {
 
 impl<'a> Run<'a> {
     fn prepare(args: &'a TrainArgs, environment: &Environment, started: Instant) -> Result<Run<'a>, TrainError> {
-        let folder = data_folder(&args.data, environment)?;
-        let mut train = Dataset::load(&folder, Split::Train)?;
-        let test = Dataset::load(&folder, Split::Test)?;
-        let (height, width) = train.picture();
-        let model = Model { architecture: args.model, height, width, classes: train.classes() };
+        let (mut train, test) = Dataset::open_both(&data_source(&args.data, environment)?)?;
+        let model = match (&train.shape()[..], train.targets()) {
+            (&[1, height, width], Targets::Classes { classes, shape }) if shape.is_empty() => {
+                Model { architecture: args.model, height, width, classes }
+            }
+            (shape, targets) => {
+                return Err(TrainError::Unsuited { model: args.model, shape: shape.to_vec(), targets });
+            }
+        };
         if let Some(samples) = args.train_samples {
             train.truncate(samples as usize);
         }
         let parameters = Parameters::new(&model, args.seed);
         let optimizer = Optimizer::new(args.settings(), parameters.values());
+        let saver = args.checkpoint_dir.as_deref().map(|folder| Saver::new(folder, args.keep as usize)).transpose()?;
         let mut run = Run {
             args,
-            train,
+            prefetch: Prefetch::suited(&train, 0),
+            train: Arc::new(train),
             test,
             model,
             buckets: parameters.buckets(args.bucket_bytes),
             parameters,
             optimizer,
             progress: Progress::default(),
+            batch: None,
             saved: None,
+            saver,
+            saving: Saving::default(),
             metrics: Metrics::open(args.metrics.as_deref()).map_err(TrainError::Metrics)?,
             rank: 0,
             started,
@@ -211,12 +257,40 @@ impl<'a> Run<'a> {
             Err(CheckpointError::None { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        loaded.restore_parameters(&self.parameters)?;
-        loaded.restore_optimizer(&self.parameters, &self.optimizer)?;
+        let tensors = self.flats().into_iter().flat_map(|(prefix, flat)| {
+            let views = self.parameters.split(flat).map(|(name, view)| (format!("{prefix}.{name}"), view));
+            views.collect::<Vec<_>>()
+        });
+        loaded.restore(tensors)?;
         self.progress = loaded.sidecar.progress;
+        self.batch = loaded.section::<Option<BatchSize>>("batch")?.flatten();
+        let order: Option<Order> = loaded.section("order")?;
+        if self.progress.offset > 0 && order.is_some_and(|order| order != self.order()) {
+            warn!("this epoch began with another seed or number of samples: some may be used twice, others not at all");
+        }
         self.saved = Some(self.progress);
         info!(path = %loaded.path().display(), step = self.progress.step, "resuming from a checkpoint");
         Ok(())
+    }
+
+    /// The flat tensors that make up the state, all in the layout of the parameters, by what their names begin with.
+    fn flats(&self) -> Vec<(String, &Tensor)> {
+        let slots = self.optimizer.state().map(|(slot, flat)| (format!("optimizer.{slot}"), flat));
+        [("model".to_owned(), self.parameters.values())].into_iter().chain(slots).collect()
+    }
+
+    fn order(&self) -> Order {
+        Order { seed: self.args.seed, samples: self.train.len() }
+    }
+
+    fn state(&self) -> State {
+        let mut state = State::new();
+        for (prefix, flat) in self.flats() {
+            state.views(&prefix, flat, self.parameters.split(flat));
+        }
+        state.section("model", &self.model).section("optimizer", &self.optimizer.settings());
+        state.section("batch", &self.batch).section("order", &self.order());
+        state
     }
 
     /// Works through the epochs of the membership until the run has ended.
@@ -257,13 +331,10 @@ impl<'a> Run<'a> {
     }
 
     fn work(&mut self, group: &Group, membership: u64, member: &Member) -> Result<Halt, Interruption> {
-        self.take_over(group)?;
-        let world = group.world();
-        let batch = self.args.batch_size as usize;
-        if batch * world > self.train.len() {
-            let (needed, samples) = (batch * world, self.train.len());
-            return Err(TrainError::TooFewSamples { needed, world, samples }.into());
-        }
+        let batch = self.take_over(group)?;
+        let (rank, world) = (group.rank(), group.world());
+        let total = batch.total(world);
+        self.prepare_saving(group)?;
         let threads = tch::get_num_threads();
         let (parameters, step) = (self.parameters.count(), self.progress.step);
         if group.rank() == 0 {
@@ -276,12 +347,19 @@ impl<'a> Run<'a> {
 
         let mut score = None;
         while self.progress.epoch < self.args.epochs {
-            let order = EpochOrder::new(self.train.len(), self.args.seed, self.progress.epoch);
-            while let Some(samples) = order.batch(self.progress.offset as usize, batch, group.rank(), world) {
+            let order = Arc::new(EpochOrder::new(self.train.len(), self.args.seed, self.progress.epoch));
+            let plan = Arc::clone(&order).shares(self.progress.offset, total, rank, world);
+            let mut loader = Loader::new(Arc::clone(&self.train), plan, self.prefetch);
+            while let Some(share) = order.step(self.progress.offset, total, rank, world) {
                 if member.stop().is_set() {
                     return Ok(Halt::Stopped);
                 }
-                self.step(group, samples)?;
+                self.step(group, share, &mut loader)?;
+                // At the end of an epoch it is saved anyway.
+                let save = self.saving.every.is_some_and(|every| self.progress.step.is_multiple_of(every));
+                if save && self.progress.offset < order.len() as u64 {
+                    self.save(group)?;
+                }
                 member.progress(self.progress.step);
             }
             let result = evaluate(&self.model, &self.parameters, &self.test, group)?;
@@ -289,8 +367,8 @@ impl<'a> Run<'a> {
             self.progress = Progress { step: self.progress.step, epoch: self.progress.epoch + 1, offset: 0 };
             if group.rank() == 0 {
                 self.report_epoch(result);
-                self.save()?;
             }
+            self.save(group)?;
             self.pace.epoch = Span::default();
         }
         let score = match score {
@@ -299,14 +377,21 @@ impl<'a> Run<'a> {
             None => evaluate(&self.model, &self.parameters, &self.test, group)?,
         };
         // Nobody leaves before the last checkpoint is on disk and every rank is done.
+        self.finish_saving(group)?;
         group.barrier()?;
         Ok(Halt::Finished(score))
     }
 
-    /// All ranks take over the state of the one that is furthest; of several, of the lowest rank.
-    fn take_over(&mut self, group: &Group) -> Result<(), muster_collectives::Error> {
+    /// All ranks take over the state of the one that is furthest; of several, of the lowest rank. Gives the batch that the
+    /// run has from now on.
+    fn take_over(&mut self, group: &Group) -> Result<BatchSize, muster_collectives::Error> {
+        let (per_rank, world) = (self.args.batch_size.into(), group.world() as u64);
+        let asked = BatchSize { policy: self.args.batch_policy, per_rank, world };
+        let begun = self.batch.filter(|_| self.progress.step > 0);
+        let mut batch = begun.map_or(asked, |begun| begun.resumed(asked));
         if group.world() == 1 {
-            return Ok(());
+            self.batch = Some(batch);
+            return Ok(batch);
         }
         // The state of a rank is ordered by its step, then by whether its epoch is closed.
         let mut states = vec![0i64; group.world() * 2];
@@ -316,33 +401,43 @@ impl<'a> Run<'a> {
         let states: Vec<&[i64]> = states.chunks(2).collect();
         let furthest = states.iter().copied().max().unwrap_or(&[0, 0]);
         let source = states.iter().position(|state| *state == furthest).unwrap_or(0);
-        let mut progress = [self.progress.step as i64, self.progress.epoch as i64, self.progress.offset as i64];
+        let Progress { step, epoch, offset } = self.progress;
+        let mut progress = [step, epoch, offset, batch.per_rank, batch.world].map(|number| number as i64);
         group.broadcast_numbers(&mut progress, source)?;
         group.broadcast(self.parameters.values(), source)?;
         for (_, slot) in self.optimizer.state() {
             group.broadcast(slot, source)?;
         }
-        let [step, epoch, offset] = progress.map(|number| number.max(0) as u64);
+        let [step, epoch, offset, per_rank, world] = progress.map(|number| number.max(0) as u64);
         self.progress = Progress { step, epoch, offset };
-        Ok(())
+        batch = BatchSize { per_rank, world, ..batch };
+        self.batch = Some(batch);
+        Ok(batch)
     }
 
-    fn step(&mut self, group: &Group, samples: &[i64]) -> Result<(), Interruption> {
+    fn step(&mut self, group: &Group, share: Share<'_>, loader: &mut Loader) -> Result<(), Interruption> {
         let started = Instant::now();
-        let (pictures, labels) = self.train.batch(samples);
+        let batch = loader.take(share.samples)?;
+        // What is drawn at random follows from the step, so that a run that was interrupted draws the same.
+        tch::manual_seed(step_seed(self.args.seed, self.progress.step, group.rank()));
         self.parameters.clear_gradients();
-        let scores = self.model.forward(self.parameters.leaves(), &pictures);
-        let none: Option<Tensor> = None;
-        let loss = scores.cross_entropy_loss(&labels, none, Reduction::Mean, -100, 0.0);
-        loss.backward();
-        self.parameters.set_loss(&loss.detach());
+        if share.samples.is_empty() {
+            self.parameters.set_loss(&Tensor::from(0f32));
+        } else {
+            let scores = self.model.forward(self.parameters.leaves(), &batch.inputs);
+            let none: Option<Tensor> = None;
+            let loss = scores.cross_entropy_loss(&batch.targets, none, Reduction::Mean, -100, 0.0);
+            let loss = if share.weight() == 1.0 { loss } else { loss * share.weight() };
+            loss.backward();
+            self.parameters.set_loss(&loss.detach());
+        }
         for bucket in &self.buckets {
             group.mean(self.parameters.gradients_with_loss(), bucket.clone())?;
         }
 
         // From here on nothing fails: the step is either done on this rank as a whole or not at all.
         let loss = self.parameters.loss();
-        let all = samples.len() * group.world();
+        let all = share.total;
         let done = (self.progress.epoch as f64 + self.progress.offset as f64 / self.train.len() as f64)
             / self.args.epochs as f64;
         let lr = self.args.learning_rate() * self.args.schedule.factor(done);
@@ -360,8 +455,8 @@ impl<'a> Run<'a> {
             if self.progress.step.is_multiple_of(self.args.log_every) {
                 self.report_step(loss, lr);
             }
-            if self.args.checkpoint_every.is_some_and(|every| self.progress.step.is_multiple_of(every)) {
-                self.save()?;
+            if let Some(outcome) = self.saver.as_mut().and_then(Saver::poll) {
+                self.warn_unsaved(outcome);
             }
         }
         Ok(())
@@ -410,27 +505,91 @@ impl<'a> Run<'a> {
     fn stop(&mut self) -> Result<Outcome, TrainError> {
         say!("asked to stop at step {}", self.progress.step);
         if self.rank == 0 {
-            self.save()?;
+            self.save_alone()?;
         }
         Ok(Outcome::Stopped)
     }
 
-    /// Saves the state, unless it is saved already or no folder was given.
-    fn save(&mut self) -> Result<(), TrainError> {
-        let Some(folder) = &self.args.checkpoint_dir else { return Ok(()) };
+    /// The ranks agree on how they save; who has a folder makes room for its part of the state.
+    fn prepare_saving(&mut self, group: &Group) -> Result<(), muster_collectives::Error> {
+        let every = self.args.checkpoint_every.filter(|_| group.rank() == 0).unwrap_or(0);
+        let mut wishes = [i64::from(self.saver.is_some()), every as i64];
+        group.sum_counts(&mut wishes)?;
+        let [folders, every] = wishes.map(|wish| wish.max(0) as u64);
+        self.saving = Saving { is_common: folders == group.world() as u64, every: (every > 0).then_some(every) };
+        let state = self.state();
+        if let Some(saver) = &mut self.saver {
+            saver.regroup();
+            saver.reserve(&state, Part { rank: group.rank(), world: group.world() });
+        }
+        Ok(())
+    }
+
+    /// Saves the state, if there is a folder: a copy of it, which is written later.
+    fn save(&mut self, group: &Group) -> Result<(), muster_collectives::Error> {
+        let state = self.state();
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        let outcomes = if self.saving.is_common {
+            saver.save_together(group, state, self.progress)?
+        } else if group.rank() == 0 {
+            let before = saver.finish(PARTS_AT_STOP);
+            let begun = saver.save(state, self.progress, Part::WHOLE, checkpoint::unique());
+            before.into_iter().chain(begun.err().map(Err)).collect()
+        } else {
+            return Ok(());
+        };
+        self.saved = Some(self.progress);
+        outcomes.into_iter().for_each(|outcome| self.warn_unsaved(outcome));
+        Ok(())
+    }
+
+    /// Waits until what is being saved is on disk.
+    fn finish_saving(&mut self, group: &Group) -> Result<(), Interruption> {
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        let outcomes = match self.saving.is_common {
+            true => saver.finish_together(group)?,
+            false => saver.finish(PARTS_AT_STOP).into_iter().collect(),
+        };
+        Ok(outcomes.into_iter().try_for_each(|outcome| self.note_saved(outcome))?)
+    }
+
+    /// Saves the state without the other ranks, unless it is saved already or there is no folder.
+    fn save_alone(&mut self) -> Result<(), TrainError> {
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        if let Some(outcome) = saver.finish(PARTS_AT_STOP) {
+            self.warn_unsaved(outcome);
+        }
         if self.saved == Some(self.progress) || self.progress == Progress::default() {
             return Ok(());
         }
-        let started = Instant::now();
-        let mut sidecar = Sidecar::new(self.model, self.optimizer.settings(), self.args.seed);
-        sidecar.progress = self.progress;
-        let path = checkpoint::save(folder, self.args.keep as usize, &sidecar, &self.parameters, &self.optimizer)?;
-        self.saved = Some(self.progress);
-        let seconds = started.elapsed().as_secs_f64();
-        debug!(path = %path.display(), seconds, "checkpoint saved");
-        let step = self.progress.step;
-        self.record(&Record::Checkpoint { step, path: &path.to_string_lossy(), seconds });
-        Ok(())
+        let state = self.state();
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        saver.save(state, self.progress, Part::WHOLE, checkpoint::unique())?;
+        saver.finish(PARTS_AT_STOP).map_or(Ok(()), |outcome| self.note_saved(outcome))
+    }
+
+    /// Training goes on without a checkpoint: the one before is still there, and there will be another.
+    fn warn_unsaved(&mut self, outcome: SaveOutcome) {
+        if let Err(error) = self.note_saved(outcome) {
+            warn!("no checkpoint: {error}");
+        }
+    }
+
+    fn note_saved(&mut self, outcome: SaveOutcome) -> Result<(), TrainError> {
+        match outcome {
+            Ok(Some(saved)) => {
+                let checkpoint::Saved { progress, path, seconds, copy_seconds } = saved;
+                debug!(path = %path.display(), seconds, copy_seconds, "checkpoint saved");
+                self.record(&Record::Checkpoint { step: progress.step, path: &path.to_string_lossy(), seconds });
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) => {
+                // What was not saved may be saved once more.
+                self.saved = None;
+                Err(error.into())
+            }
+        }
     }
 
     /// Only rank 0 keeps records: the ranks share their arguments, and so the file. A full disk costs the records,
@@ -443,9 +602,14 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn set_threads(&self, local_world: usize) {
+    fn set_threads(&mut self, local_world: usize) {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let share = i32::try_from((cores / local_world).max(1)).unwrap_or(1);
         tch::set_num_threads(self.args.threads.unwrap_or(share));
+        let spare = cores.saturating_sub(local_world * tch::get_num_threads().max(1) as usize);
+        self.prefetch = Prefetch::suited(&self.train, spare);
+        if let Some(threads) = self.args.prefetch {
+            self.prefetch.threads = threads.into();
+        }
     }
 }

@@ -288,6 +288,52 @@ fn a_stopped_job_saves_its_state_and_goes_on_from_there() {
     assert_eq!(common_digest(start_ranks(&stage, "run", arguments)), wanted);
 }
 
+/// 480 samples make 34 steps of 14 and one of 4.
+const UNEVEN: &str = "--model mlp --epochs 6 --batch-size 7";
+const UNEVEN_STEPS: u64 = 6 * 35;
+
+#[test]
+fn ranks_that_divide_a_batch_unevenly_take_the_steps_of_one() {
+    let losses = |world: usize, arguments: &str| -> Vec<f64> {
+        let stage = Stage::new("uneven");
+        let ranks = (0..world).map(|rank| Rank::start(stage.rank(rank, world, "run", arguments)));
+        common_digest(ranks.collect::<Vec<_>>());
+        let of_step = |record: &Value| (record["event"] == "step").then(|| record["loss"].as_f64().unwrap());
+        stage.metrics("run").iter().filter_map(of_step).collect()
+    };
+    let one = losses(1, "--model mlp --epochs 6 --batch-size 14");
+    let two = losses(2, UNEVEN);
+    assert_eq!((one.len() as u64, two.len() as u64), (UNEVEN_STEPS, UNEVEN_STEPS));
+    for (step, (one, two)) in one.iter().zip(&two).enumerate() {
+        assert!((one - two).abs() <= 1e-4 + 1e-3 * one.abs(), "at step {step}: {one} and {two}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_two_ranks_is_taken_up_by_one_and_by_three() {
+    let arguments = format!("{UNEVEN} --checkpoint-every 20 --resume");
+    let stage = Stage::new("two");
+    let ranks = start_ranks(&stage, "run", &arguments);
+    stage.wait_for_step("run", 100);
+    ranks.into_iter().for_each(Rank::kill);
+    let saved = muster_worker::checkpoint::latest(&stage.path("run")).unwrap().sidecar;
+    assert_eq!(saved.shards.len(), 2);
+    for world in [1, 3] {
+        let next = Stage::new("next");
+        std::fs::create_dir(next.path("run")).unwrap();
+        for file in std::fs::read_dir(stage.path("run")).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), next.path("run").join(file.file_name())).unwrap();
+        }
+        common_digest((0..world).map(|rank| Rank::start(next.rank(rank, world, "run", &arguments))).collect::<Vec<_>>());
+        let records = next.metrics("run");
+        let event = |name: &str| records.iter().find(|record| record["event"] == name).unwrap();
+        assert_eq!(event("start")["step"], saved.progress.step);
+        assert_eq!(event("finish")["step"], UNEVEN_STEPS, "the batch of all ranks together is kept");
+        assert_eq!(muster_worker::checkpoint::latest(&next.path("run")).unwrap().sidecar.shards.len(), world);
+    }
+}
+
 #[test]
 fn training_goes_on_while_the_rendezvous_is_away() {
     let arguments = "--model mlp --epochs 40 --batch-size 8";
