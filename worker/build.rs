@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[expect(clippy::disallowed_methods, reason = "a build script is told its paths by the environment")]
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=shim/autograd.cpp");
+    println!("cargo:rerun-if-changed=shim");
     let Some(libtorch) = std::env::var_os("LIBTORCH").map(PathBuf::from) else { return };
     let folder = libtorch.join("lib");
     let folder = folder.canonicalize().unwrap_or(folder);
@@ -20,5 +20,6 @@ fn main() {
         .include(include)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("shim/autograd.cpp")
-        .compile("muster_autograd");
+        .file("shim/script.cpp")
+        .compile("muster_shim");
 }

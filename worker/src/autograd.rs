@@ -23,7 +23,7 @@ unsafe extern "C" {
 }
 
 /// Turns what the shim says into a result.
-fn check(told: *mut c_char) -> Result<(), TchError> {
+pub(crate) fn check(told: *mut c_char) -> Result<(), TchError> {
     if told.is_null() {
         return Ok(());
     }

@@ -15,12 +15,13 @@ use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor, no_grad};
 use tracing::warn;
 
-use crate::models::Model;
+use crate::models::DataSpec;
+use crate::models::config::ModelConfig;
 use crate::optimizer::{Optimizer, Settings};
 use crate::parameters::{Parameters, bytes_of};
 
 /// Of the JSON file; raised when an older reader would misunderstand it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAX_SIDECAR_BYTES: u64 = 1 << 20;
 const MAX_TENSOR_BYTES: u64 = 64 << 30;
 
@@ -51,7 +52,9 @@ pub struct Progress {
 pub struct Sidecar {
     pub format: u32,
     pub muster: String,
-    pub model: Model,
+    pub model: ModelConfig,
+    /// What the model was built for.
+    pub data: DataSpec,
     pub optimizer: Settings,
     pub seed: u64,
     pub progress: Progress,
@@ -62,11 +65,12 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    pub fn new(model: Model, optimizer: Settings, seed: u64) -> Sidecar {
+    pub fn new(model: ModelConfig, data: DataSpec, optimizer: Settings, seed: u64) -> Sidecar {
         Sidecar {
             format: FORMAT,
             muster: env!("CARGO_PKG_VERSION").into(),
             model,
+            data,
             optimizer,
             seed,
             progress: Progress::default(),
@@ -86,15 +90,17 @@ pub fn save(
 ) -> Result<PathBuf, CheckpointError> {
     fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
     let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
-    let mut add = |group: &str, flat: &Tensor| {
-        for (name, view) in parameters.split(flat) {
-            let shape = view.size().iter().map(|size| *size as usize).collect();
-            tensors.insert(format!("{group}.{name}"), (shape, bytes_of(&view)));
-        }
+    let mut add = |group: &str, name: &str, view: &Tensor| {
+        let shape = view.size().iter().map(|size| *size as usize).collect();
+        tensors.insert(format!("{group}.{name}"), (shape, bytes_of(view)));
     };
-    add("model", parameters.values());
+    for (spec, view) in parameters.named().chain(parameters.buffers().named()) {
+        add("model", &spec.name, &view);
+    }
     for (slot, flat) in optimizer.state() {
-        add(&format!("optimizer.{slot}"), flat);
+        for (name, view) in parameters.split(flat) {
+            add(&format!("optimizer.{slot}"), name, &view);
+        }
     }
     let views: BTreeMap<&str, TensorView<'_>> = tensors
         .iter()
@@ -175,26 +181,31 @@ impl Loaded {
         &self.path
     }
 
-    /// Copies the parameters in.
+    /// Copies the parameters and buffers in.
     pub fn restore_parameters(&self, parameters: &Parameters) -> Result<(), CheckpointError> {
-        self.restore("model", parameters, parameters.values())
+        let named = parameters.named().chain(parameters.buffers().named());
+        self.restore("model", named.map(|(spec, view)| (spec.name.as_str(), view)))
     }
 
     /// Copies the state of the optimizer in.
     pub fn restore_optimizer(&self, parameters: &Parameters, optimizer: &Optimizer) -> Result<(), CheckpointError> {
         for (slot, flat) in optimizer.state() {
-            self.restore(&format!("optimizer.{slot}"), parameters, flat)?;
+            self.restore(&format!("optimizer.{slot}"), parameters.split(flat))?;
         }
         Ok(())
     }
 
-    fn restore(&self, group: &str, parameters: &Parameters, flat: &Tensor) -> Result<(), CheckpointError> {
+    fn restore<'a>(
+        &self,
+        group: &str,
+        targets: impl Iterator<Item = (&'a str, Tensor)>,
+    ) -> Result<(), CheckpointError> {
         let foreign = |why: String| CheckpointError::Foreign { path: self.path.clone(), why };
         let tensors = SafeTensors::deserialize(&self.numbers)
             .map_err(|error| CheckpointError::Damaged { path: self.path.clone(), why: error.to_string() })?;
         // All are checked before any is copied, so that a refusal leaves the state as it was.
         let mut copies = Vec::new();
-        for (name, mut target) in parameters.split(flat) {
+        for (name, mut target) in targets {
             let name = format!("{group}.{name}");
             let source = tensors.tensor(&name).map_err(|_| foreign(format!("it has no tensor {name}")))?;
             let shape: Vec<i64> = source.shape().iter().map(|size| *size as i64).collect();
@@ -262,15 +273,18 @@ fn remove_old(folder: &Path, keep: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::Architecture;
+    use crate::models::tests::build;
     use crate::optimizer::{Algorithm, Step};
 
-    const MODEL: Model = Model { architecture: Architecture::Cnn, height: 4, width: 4, classes: 3 };
+    fn data() -> DataSpec {
+        DataSpec::pictures(1, 4, 4, 3)
+    }
+
     const SETTINGS: Settings =
         Settings { algorithm: Algorithm::Adam, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
 
     fn state(seed: u64) -> (Parameters, Optimizer) {
-        let mut parameters = Parameters::new(&MODEL, seed);
+        let mut parameters = Parameters::new(build("cnn", &data()).layout(), seed).unwrap();
         let mut optimizer = Optimizer::new(SETTINGS, parameters.values());
         let gradients: Vec<f32> = parameters.values_mut().iter().map(|value| value * 0.5).collect();
         let step = Step { lr: 0.01, step: 1, scale: 1.0, threads: 1 };
@@ -280,7 +294,7 @@ mod tests {
 
     fn save_at(folder: &Path, step: u64, keep: usize, seed: u64) -> PathBuf {
         let (parameters, optimizer) = state(seed);
-        let mut sidecar = Sidecar::new(MODEL, SETTINGS, seed);
+        let mut sidecar = Sidecar::new("cnn".parse().unwrap(), data(), SETTINGS, seed);
         sidecar.progress.step = step;
         save(folder, keep, &sidecar, &parameters, &optimizer).unwrap()
     }
@@ -332,7 +346,8 @@ mod tests {
     fn a_checkpoint_of_another_model_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         save_at(folder.path(), 1, 3, 1);
-        let other = Parameters::new(&Model { classes: 4, ..MODEL }, 9);
+        let other = build("cnn", &DataSpec { classes: 4, ..data() });
+        let other = Parameters::new(other.layout(), 9).unwrap();
         let before = other.digest();
         let error = latest(folder.path()).unwrap().restore_parameters(&other).unwrap_err();
         assert!(matches!(error, CheckpointError::Foreign { .. }), "{error}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::autograd::Autocast;
-use crate::models::Architecture;
+use crate::models::config::ModelConfig;
 use crate::optimizer::{Algorithm, Schedule, Settings};
 
 /// Trains models on libtorch, alone or as one of the ranks of a job.
@@ -53,8 +53,13 @@ pub struct DataArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
-    #[arg(long, value_enum, default_value = "cnn")]
-    pub model: Architecture,
+    /// A name (cnn, mlp-small, mlp, mlp-large, resnet18, resnet50, gpt-small, gpt2), a file in TOML or JSON that sizes
+    /// a model, or script:FILE for one exported from Python as TorchScript [default: cnn]
+    #[arg(long, value_name = "NAME|FILE", value_parser = model)]
+    pub model: Option<ModelConfig>,
+    /// Start from the weights in a safetensors file, with the names of the model's state_dict in PyTorch
+    #[arg(long, value_name = "FILE")]
+    pub weights: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
     /// Passes over the training set
@@ -128,6 +133,11 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
+    /// The model that was chosen, or the default.
+    pub fn model(&self) -> ModelConfig {
+        self.model.clone().unwrap_or_else(ModelConfig::small_cnn)
+    }
+
     pub fn settings(&self) -> Settings {
         Settings {
             algorithm: self.optimizer,
@@ -152,6 +162,10 @@ pub struct EvalArgs {
     pub checkpoint: PathBuf,
     #[command(flatten)]
     pub data: DataArgs,
+}
+
+fn model(text: &str) -> Result<ModelConfig, String> {
+    text.parse().map_err(|error: crate::models::ModelError| error.to_string())
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 use tch::{Kind, Tensor};
 
+use crate::models::{Batch, DataSpec};
+
 /// No file unpacks to more: a data set that is kept in memory.
 const MAX_BYTES: u64 = 4 << 30;
 
@@ -71,14 +73,10 @@ impl Dataset {
         self.len() == 0
     }
 
-    pub fn classes(&self) -> i64 {
-        self.classes
-    }
-
-    /// Height and width.
-    pub fn picture(&self) -> (i64, i64) {
+    /// What the samples are, for the model that learns from them.
+    pub fn spec(&self) -> DataSpec {
         let size = self.images.size();
-        (size[2], size[3])
+        DataSpec::pictures(size[1], size[2], size[3], self.classes)
     }
 
     /// The first `samples` only.
@@ -89,15 +87,16 @@ impl Dataset {
     }
 
     /// Pictures and classes of some samples, by their numbers.
-    pub fn batch(&self, samples: &[i64]) -> (Tensor, Tensor) {
+    pub fn batch(&self, samples: &[i64]) -> Batch {
         let samples = Tensor::from_slice(samples);
-        (normalize(&self.images.index_select(0, &samples)), self.labels.index_select(0, &samples))
+        let inputs = normalize(&self.images.index_select(0, &samples));
+        Batch { inputs, targets: self.labels.index_select(0, &samples) }
     }
 
     /// Pictures and classes of a range of samples.
-    pub fn range(&self, start: usize, len: usize) -> (Tensor, Tensor) {
+    pub fn range(&self, start: usize, len: usize) -> Batch {
         let (start, len) = (start as i64, len as i64);
-        (normalize(&self.images.narrow(0, start, len)), self.labels.narrow(0, start, len))
+        Batch { inputs: normalize(&self.images.narrow(0, start, len)), targets: self.labels.narrow(0, start, len) }
     }
 }
 

@@ -11,6 +11,7 @@
 //! furthest state that one of them holds, and training goes on from there.
 
 pub mod autograd;
+pub mod buffers;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
@@ -21,5 +22,6 @@ pub mod metrics;
 pub mod models;
 pub mod optimizer;
 pub mod parameters;
+pub mod program;
 pub mod sampler;
 pub mod train;

@@ -1,5 +1,6 @@
 //! Measurements of a run, one JSON object a line: for machines; people get lines on standard output.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
@@ -30,7 +31,9 @@ pub enum Record<'a> {
         step: u64,
         epoch: u64,
         loss: f64,
-        accuracy: f64,
+        /// The model's, by name, such as accuracy.
+        #[serde(flatten)]
+        metrics: &'a BTreeMap<&'static str, f64>,
         samples_per_second: f64,
         seconds: f64,
     },
@@ -48,7 +51,9 @@ pub enum Record<'a> {
     Finish {
         step: u64,
         loss: f64,
-        accuracy: f64,
+        /// The model's, by name, such as accuracy.
+        #[serde(flatten)]
+        metrics: &'a BTreeMap<&'static str, f64>,
         /// Over the steps that this process has done, without evaluation and waiting.
         samples_per_second: f64,
         seconds: f64,

@@ -11,17 +11,21 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::autograd::{Hooks, Store};
+use crate::buffers::Buffers;
 use crate::ddp::group::Group;
 use crate::ddp::reduction::{Buckets, Reduction};
-use crate::models::{Model, ParameterSpec};
+use crate::models::{Initial, Layout, ModelError, State, TensorSpec};
 use crate::sampler::SplitMix64;
 
 /// Each parameter starts at a multiple of this many elements, which is a line of the cache.
 pub(crate) const ALIGNMENT: usize = 16;
+/// No model has more: as many as would be 64 GiB.
+const MAX_ELEMENTS: usize = 1 << 34;
 
+/// Where a tensor lies in a flat one.
 #[derive(Debug)]
-struct Place {
-    spec: ParameterSpec,
+pub(crate) struct Place {
+    pub(crate) spec: TensorSpec,
     offset: usize,
 }
 
@@ -35,6 +39,7 @@ pub struct Parameters {
     hooks: Hooks,
     gradients: Memory,
     len: usize,
+    buffers: Buffers,
 }
 
 /// Where the gradients lie: as the values, and one line more. The first element of that carries the loss, so that it
@@ -64,34 +69,24 @@ impl Memory {
 }
 
 impl Parameters {
-    /// Fresh parameters, the same for the same seed.
-    pub fn new(model: &Model, seed: u64) -> Parameters {
-        let mut places = Vec::new();
-        let mut len = 0;
-        for spec in model.parameters().into_iter().rev() {
-            let count = spec.count();
-            places.push(Place { spec, offset: len });
-            len += count.next_multiple_of(ALIGNMENT);
-        }
+    /// Fresh parameters and buffers of a model, the same for the same seed.
+    pub fn new(layout: &Layout, seed: u64) -> Result<Parameters, ModelError> {
+        let (mut places, len) = lay_out(layout.parameters().iter().rev())?;
         places.reverse();
 
-        let options = (Kind::Float, Device::Cpu);
-        let values = Tensor::zeros([len as i64], options);
+        let values = Tensor::f_zeros([len as i64], (Kind::Float, Device::Cpu))?;
         let mut random = SplitMix64::new(seed);
-        for place in &places {
-            let bound = 1.0 / (place.spec.fan_in as f64).sqrt();
-            let drawn: Vec<f32> = (0..place.spec.count())
-                .map(|_| ((random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0) * bound)
-                .map(|value| value as f32)
-                .collect();
-            place.view(&values).copy_(&Tensor::from_slice(&drawn).view(&place.spec.shape[..]));
+        for place in &mut places {
+            place.initialise(&values, &mut random)?;
         }
+        let (buffers, buffers_len) = lay_out(layout.buffers())?;
+        let buffers = Buffers::new(buffers, buffers_len, &mut random)?;
         let leaves: Vec<Tensor> =
             places.iter().map(|place| place.view(&values).detach().set_requires_grad(true)).collect();
 
         let mut gradients = Memory::own(len + ALIGNMENT);
         let hooks = Hooks::install(&leaves, &targets(&places, &mut gradients, len)).expect("leaves take hooks");
-        Parameters { places, values, leaves, hooks, gradients, len }
+        Ok(Parameters { places, values, leaves, hooks, gradients, len, buffers })
     }
 
     /// Puts the gradients into a buffer of [`Parameters::gradients_len`] elements that the ranks of a group share.
@@ -169,6 +164,19 @@ impl Parameters {
         &self.leaves
     }
 
+    /// What a pass of the model computes with.
+    pub fn state(&self, training: bool) -> State<'_> {
+        State { parameters: &self.leaves, buffers: self.buffers.views(), training }
+    }
+
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    pub fn buffers_mut(&mut self) -> &mut Buffers {
+        &mut self.buffers
+    }
+
     /// All values, with zeros between the parameters.
     pub fn values(&self) -> &Tensor {
         &self.values
@@ -217,19 +225,24 @@ impl Parameters {
     }
 
     /// Name and view of each parameter in a flat tensor of this layout.
-    pub fn split<'a>(&'a self, flat: &'a Tensor) -> impl Iterator<Item = (&'static str, Tensor)> + 'a {
-        self.places.iter().map(move |place| (place.spec.name, place.view(flat)))
+    pub fn split<'a>(&'a self, flat: &'a Tensor) -> impl Iterator<Item = (&'a str, Tensor)> + 'a {
+        self.places.iter().map(move |place| (place.spec.name.as_str(), place.view(flat)))
+    }
+
+    /// Each parameter with its view.
+    pub fn named(&self) -> impl Iterator<Item = (&TensorSpec, Tensor)> {
+        self.places.iter().map(|place| (&place.spec, place.view(&self.values)))
     }
 
     pub fn count(&self) -> usize {
         self.places.iter().map(|place| place.spec.count()).sum()
     }
 
-    /// The SHA-256 of all values: equal on all ranks.
+    /// The SHA-256 of all values, also of buffers: equal on all ranks.
     pub fn digest(&self) -> String {
         let mut digest = Sha256::new();
-        for (name, view) in self.split(&self.values) {
-            digest.update(name.as_bytes());
+        for (spec, view) in self.named().chain(self.buffers.named()) {
+            digest.update(spec.name.as_bytes());
             digest.update(bytes_of(&view));
         }
         digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -243,10 +256,54 @@ fn targets(places: &[Place], memory: &mut Memory, len: usize) -> Vec<Tensor> {
     places.iter().map(|place| place.view(&flat)).collect()
 }
 
+/// Places one behind the other, and the length of the whole.
+fn lay_out<'a>(specs: impl IntoIterator<Item = &'a TensorSpec>) -> Result<(Vec<Place>, usize), ModelError> {
+    let mut places = Vec::new();
+    let mut len = 0usize;
+    for spec in specs {
+        let count = spec.count();
+        let end = len.saturating_add(count.min(MAX_ELEMENTS + 1).next_multiple_of(ALIGNMENT));
+        if count == 0 || end > MAX_ELEMENTS {
+            let why = match count {
+                0 => format!("it is empty: its shape is {:?}", spec.shape),
+                _ => format!("with it the model has more than {MAX_ELEMENTS} numbers: make it smaller"),
+            };
+            return Err(ModelError::Config { origin: spec.name.clone(), why });
+        }
+        places.push(Place { spec: spec.clone(), offset: len });
+        len = end;
+    }
+    Ok((places, len))
+}
+
 impl Place {
+    /// Draws the first values; given ones are let go.
+    pub(crate) fn initialise(&mut self, flat: &Tensor, random: &mut SplitMix64) -> Result<(), ModelError> {
+        let mut target = self.view(flat);
+        let count = self.spec.count();
+        let drawn: Vec<f32> = match std::mem::replace(&mut self.spec.initial, Initial::Constant(0.0)) {
+            Initial::Constant(value) => {
+                target.f_fill_(value)?;
+                return Ok(());
+            }
+            Initial::Values(values) => {
+                target.f_copy_(&values)?;
+                return Ok(());
+            }
+            Initial::Uniform(bound) => {
+                (0..count).map(|_| (random.next_share() * 2.0 - 1.0) * bound).map(|value| value as f32).collect()
+            }
+            Initial::Normal(deviation) => {
+                (0..count).map(|_| random.next_normal() * deviation).map(|value| value as f32).collect()
+            }
+        };
+        target.f_copy_(&Tensor::from_slice(&drawn).f_view(&self.spec.shape[..])?)?;
+        Ok(())
+    }
+
     /// The parameter's shape over its part of a flat tensor. The filters of a convolution keep their channels side
     /// by side in memory, which lets the whole convolution run so, a good deal faster.
-    fn view(&self, flat: &Tensor) -> Tensor {
+    pub(crate) fn view(&self, flat: &Tensor) -> Tensor {
         let part = flat.narrow(0, self.offset as i64, self.spec.count() as i64);
         match self.spec.shape[..] {
             [outputs, inputs, height, width] => part.view([outputs, height, width, inputs]).permute([0, 3, 1, 2]),
@@ -266,11 +323,11 @@ pub fn bytes_of(tensor: &Tensor) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::Architecture;
+    use crate::models::DataSpec;
+    use crate::models::tests::build;
 
     fn parameters() -> Parameters {
-        let model = Model { architecture: Architecture::Cnn, height: 4, width: 4, classes: 3 };
-        Parameters::new(&model, 7)
+        Parameters::new(build("cnn", &DataSpec::pictures(1, 4, 4, 3)).layout(), 7).unwrap()
     }
 
     fn backward(parameters: &mut Parameters, store: Store) -> Vec<usize> {
@@ -314,8 +371,8 @@ mod tests {
 
     #[test]
     fn equal_seeds_give_equal_parameters() {
-        let model = Model { architecture: Architecture::Cnn, height: 28, width: 28, classes: 10 };
-        let digest = |seed| Parameters::new(&model, seed).digest();
+        let model = build("cnn", &DataSpec::pictures(1, 28, 28, 10));
+        let digest = |seed| Parameters::new(model.layout(), seed).unwrap().digest();
         assert_eq!(digest(1), digest(1));
         assert_ne!(digest(1), digest(2));
     }

@@ -21,6 +21,18 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
+    /// A number from 0 to below 1.
+    pub fn next_share(&mut self) -> f64 {
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A number of the normal distribution around 0 with standard deviation 1, by Box and Muller.
+    pub fn next_normal(&mut self) -> f64 {
+        // From above 0 up to 1, so that its logarithm is finite.
+        let radius = (-2.0 * (1.0 - self.next_share()).ln()).sqrt();
+        radius * (std::f64::consts::TAU * self.next_share()).cos()
+    }
+
     /// A number below `bound`, without bias.
     pub fn below(&mut self, bound: u64) -> u64 {
         // Rejects the few values that would make the first remainders more likely.

@@ -9,7 +9,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tch::Tensor;
 use tracing::{debug, info, warn};
 
 use crate::autograd::{Autocast, Store, autocast};
@@ -20,12 +19,13 @@ use crate::ddp::group::Group;
 use crate::ddp::membership::{Member, MemberError};
 use crate::ddp::reduction::{self, Buckets};
 use crate::env::Environment;
-use crate::evaluate::{Score, evaluate};
+use crate::evaluate::{EvaluationError, Score, evaluate};
 use crate::metrics::{Metrics, Record};
-use crate::models::Model;
+use crate::models::config::{Build, ModelConfig};
+use crate::models::{DataSpec, Model, ModelError, weights};
 use crate::optimizer::{self, LossScale, Optimizer};
 use crate::parameters::Parameters;
-use crate::sampler::EpochOrder;
+use crate::sampler::{EpochOrder, SplitMix64};
 
 /// A line for people. Where nobody reads it any more, training goes on.
 macro_rules! say {
@@ -45,6 +45,8 @@ pub enum TrainError {
     Member(#[from] MemberError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error("failed to open the file for the metrics: {0}")]
     Metrics(#[source] std::io::Error),
     #[error("{needed} samples make one step of {world} ranks, the training set has {samples}")]
@@ -86,12 +88,12 @@ pub fn data_folder(args: &DataArgs, environment: &Environment) -> Result<PathBuf
     args.data.clone().or_else(cached).ok_or(TrainError::NoDataFolder)
 }
 
-/// Trains until the run is done or stopped.
-pub fn run(args: &TrainArgs, environment: &Environment) -> Result<Outcome, TrainError> {
+/// Trains until the run is done or stopped. `own` builds the model of a program that brings one.
+pub fn run(args: &TrainArgs, environment: &Environment, own: Option<Build<'_>>) -> Result<Outcome, TrainError> {
     let started = Instant::now();
     keep_memory();
     let mut member = Member::start(environment, args.join_timeout)?;
-    let outcome = match Run::prepare(args, environment, started) {
+    let outcome = match Run::prepare(args, environment, own, started) {
         Ok(mut run) => run.drive(&mut member),
         Err(error) => Err(error),
     };
@@ -123,7 +125,9 @@ struct Run<'a> {
     args: &'a TrainArgs,
     train: Dataset,
     test: Dataset,
-    model: Model,
+    config: ModelConfig,
+    data: DataSpec,
+    model: Box<dyn Model>,
     parameters: Parameters,
     optimizer: Optimizer,
     buckets: Buckets,
@@ -186,6 +190,15 @@ impl From<muster_collectives::Error> for Interruption {
     }
 }
 
+impl From<EvaluationError> for Interruption {
+    fn from(error: EvaluationError) -> Interruption {
+        match error {
+            EvaluationError::Group(error) => Interruption::Group(error),
+            EvaluationError::Model(error) => Interruption::Error(error.into()),
+        }
+    }
+}
+
 impl<E: Into<TrainError>> From<E> for Interruption {
     fn from(error: E) -> Interruption {
         Interruption::Error(error.into())
@@ -193,21 +206,32 @@ impl<E: Into<TrainError>> From<E> for Interruption {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(args: &'a TrainArgs, environment: &Environment, started: Instant) -> Result<Run<'a>, TrainError> {
+    fn prepare(
+        args: &'a TrainArgs,
+        environment: &Environment,
+        own: Option<Build<'_>>,
+        started: Instant,
+    ) -> Result<Run<'a>, TrainError> {
         let folder = data_folder(&args.data, environment)?;
         let mut train = Dataset::load(&folder, Split::Train)?;
         let test = Dataset::load(&folder, Split::Test)?;
-        let (height, width) = train.picture();
-        let model = Model { architecture: args.model, height, width, classes: train.classes() };
+        let (config, data) = (args.model(), train.spec());
+        let mut model = config.build(&data, own)?;
         if let Some(samples) = args.train_samples {
             train.truncate(samples as usize);
         }
-        let parameters = Parameters::new(&model, args.seed);
+        let mut parameters = Parameters::new(model.layout(), args.seed)?;
+        model.bind(&parameters.state(true))?;
+        if let Some(path) = &args.weights {
+            weights::load(path, &mut parameters)?;
+        }
         let optimizer = Optimizer::new(args.settings(), parameters.values());
         let mut run = Run {
             args,
             train,
             test,
+            config,
+            data,
             model,
             buckets: parameters.buckets(args.bucket_bytes),
             parameters,
@@ -295,7 +319,7 @@ impl<'a> Run<'a> {
         if group.rank() == 0 {
             say!(
                 "training {}: {parameters} parameters, {world} ranks of {threads} threads, from step {step}",
-                self.model.architecture
+                self.config
             );
             self.record(&Record::Start { membership, world, threads, parameters, step });
         }
@@ -310,19 +334,19 @@ impl<'a> Run<'a> {
                 self.step(group, samples)?;
                 member.progress(self.progress.step);
             }
-            let result = evaluate(&self.model, &self.parameters, &self.test, group)?;
-            score = Some(result);
+            let result = evaluate(&*self.model, &mut self.parameters, &self.test, group)?;
             self.progress = Progress { step: self.progress.step, epoch: self.progress.epoch + 1, offset: 0 };
             if group.rank() == 0 {
-                self.report_epoch(result);
+                self.report_epoch(&result);
                 self.save()?;
             }
+            score = Some(result);
             self.pace.epoch = Span::default();
         }
         let score = match score {
             Some(score) => score,
             // Resumed from the checkpoint of a run that was done.
-            None => evaluate(&self.model, &self.parameters, &self.test, group)?,
+            None => evaluate(&*self.model, &mut self.parameters, &self.test, group)?,
         };
         // Nobody leaves before the last checkpoint is on disk and every rank is done.
         group.barrier()?;
@@ -345,6 +369,9 @@ impl<'a> Run<'a> {
         let mut progress = [self.progress.step as i64, self.progress.epoch as i64, self.progress.offset as i64];
         group.broadcast_numbers(&mut progress, source)?;
         group.broadcast(self.parameters.values(), source)?;
+        if !self.parameters.buffers().is_empty() {
+            group.broadcast(self.parameters.buffers().kept(), source)?;
+        }
         for (_, slot) in self.optimizer.state() {
             group.broadcast(slot, source)?;
         }
@@ -365,6 +392,7 @@ impl<'a> Run<'a> {
         let lr = self.args.learning_rate() * self.args.schedule.factor(done);
         self.progress.step += 1;
         self.progress.offset += all as u64;
+        self.parameters.buffers_mut().keep();
         self.apply_gradients(lr);
         let busy = started.elapsed();
         for span in [&mut self.pace.total, &mut self.pace.epoch, &mut self.pace.report] {
@@ -390,16 +418,16 @@ impl<'a> Run<'a> {
         let batches = samples.len().div_ceil(self.args.batch_size as usize).max(1);
         let scale = self.loss_scale.map_or(1.0, |scale| scale.scale);
         let mut sum = 0.0;
+        self.parameters.buffers_mut().begin();
+        self.seed_passes(group.rank());
         for (index, batch) in samples.chunks(self.args.batch_size as usize).enumerate() {
-            let (pictures, labels) = self.train.batch(batch);
-            let loss = autocast(self.args.autocast, || {
-                let scores = self.model.forward(self.parameters.leaves(), &pictures);
-                scores.cross_entropy_loss(&labels, None::<Tensor>, tch::Reduction::Mean, -100, 0.0)
-            })
-            .map_err(TrainError::Torch)?;
+            let samples_and_targets = self.train.batch(batch);
+            let loss =
+                autocast(self.args.autocast, || self.model.loss(&self.parameters.state(true), &samples_and_targets))
+                    .map_err(TrainError::Torch)??;
             // What the batch counts for in the mean over the step's samples.
             let weight = batch.len() as f64 / samples.len() as f64;
-            sum += weight * loss.double_value(&[]);
+            sum += weight * loss.f_double_value(&[]).map_err(TrainError::Torch)?;
             self.parameters.set_loss(sum as f32);
             let loss = if weight * scale == 1.0 { loss } else { loss * (weight * scale) };
             let store = if index == 0 { Store::Over } else { Store::Added };
@@ -414,7 +442,17 @@ impl<'a> Run<'a> {
                 }
             }
         }
+        if !self.parameters.buffers().is_empty() {
+            group.mean(self.parameters.buffers().used())?;
+        }
         Ok(())
+    }
+
+    /// What the passes of a step draw depends on the seed, the step and the rank, not on what was drawn before.
+    fn seed_passes(&self, rank: usize) {
+        let mut random = SplitMix64::new(self.args.seed ^ self.progress.step.wrapping_mul(0x9e6c_63d0_876a_68ee));
+        let seed = random.next_u64() ^ (rank as u64).wrapping_mul(0xd134_2543_de82_ef95);
+        tch::manual_seed((seed >> 1) as i64);
     }
 
     /// Moves the parameters, unless the gradients have overflowed under a scaled loss.
@@ -445,16 +483,17 @@ impl<'a> Run<'a> {
         self.record(&Record::Step { step, epoch: epoch + 1, loss, learning_rate, samples_per_second, step_seconds });
     }
 
-    fn report_epoch(&mut self, score: Score) {
+    fn report_epoch(&mut self, score: &Score) {
         let span = self.pace.epoch;
         let (samples_per_second, seconds) = (span.samples_per_second(), span.busy.as_secs_f64());
         let Progress { step, epoch, .. } = self.progress;
-        let Score { loss, accuracy, .. } = score;
+        let (loss, metrics) = (score.loss, &score.metrics);
         say!(
-            "epoch {epoch}/{} done  loss {loss:.4}  accuracy {accuracy:.4}  {samples_per_second:.0} samples/s  {seconds:.1} s",
-            self.args.epochs
+            "epoch {epoch}/{} done  loss {loss:.4}{}  {samples_per_second:.0} samples/s  {seconds:.1} s",
+            self.args.epochs,
+            score.text()
         );
-        self.record(&Record::Epoch { step, epoch, loss, accuracy, samples_per_second, seconds });
+        self.record(&Record::Epoch { step, epoch, loss, metrics, samples_per_second, seconds });
     }
 
     fn finish(&mut self, group: &Group, score: Score) {
@@ -463,14 +502,15 @@ impl<'a> Run<'a> {
         if group.rank() != 0 {
             return;
         }
-        let Score { loss, accuracy, .. } = score;
+        let (loss, metrics) = (score.loss, &score.metrics);
+        let shown: String = metrics.iter().map(|(name, value)| format!("{name}={value:.4} ")).collect();
         let samples_per_second = self.pace.total.samples_per_second();
         let seconds = self.started.elapsed().as_secs_f64();
         say!(
-            "finished: accuracy={accuracy:.4} loss={loss:.4} samples_per_second={samples_per_second:.0} seconds={seconds:.1}"
+            "finished: {shown}loss={loss:.4} samples_per_second={samples_per_second:.0} seconds={seconds:.1}"
         );
         let step = self.progress.step;
-        self.record(&Record::Finish { step, loss, accuracy, samples_per_second, seconds, parameters: &digest });
+        self.record(&Record::Finish { step, loss, metrics, samples_per_second, seconds, parameters: &digest });
     }
 
     fn stop(&mut self) -> Result<Outcome, TrainError> {
@@ -488,7 +528,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let started = Instant::now();
-        let mut sidecar = Sidecar::new(self.model, self.optimizer.settings(), self.args.seed);
+        let mut sidecar = Sidecar::new(self.config.clone(), self.data.clone(), self.optimizer.settings(), self.args.seed);
         sidecar.progress = self.progress;
         let path = checkpoint::save(folder, self.args.keep as usize, &sidecar, &self.parameters, &self.optimizer)?;
         self.saved = Some(self.progress);

@@ -66,6 +66,14 @@ impl Group {
         }
     }
 
+    /// A flat tensor of floats becomes its mean over the ranks.
+    pub fn mean(&self, flat: &Tensor) -> Result<(), Error> {
+        match self {
+            Group::Alone => Ok(()),
+            Group::Joined(communicator) => communicator.all_reduce(elements(flat, 0..flat.numel()), ReduceOp::Mean),
+        }
+    }
+
     pub fn barrier(&self) -> Result<(), Error> {
         match self {
             Group::Alone => Ok(()),
