@@ -48,13 +48,17 @@ helgrind)
   # A log for each process: a rank that is killed gives no exit status. Valgrind hides AVX-512, which it does not know,
   # so the kernels for AVX2 are what runs.
   # So many callers that the functions which the suppressions name are among them.
+  status=0
   valgrind -q --tool=helgrind --trace-children=yes --history-level=none --num-callers=30 --log-file="$logs/%p" \
-    --suppressions=collectives/tests/valgrind/helgrind.supp "$binary" --test-threads=1 --skip large_process
+    --suppressions=collectives/tests/valgrind/helgrind.supp "$binary" --test-threads=1 --skip large_process ||
+    status=$?
   if grep -hE "^==[0-9]+== +[A-Z]" "$logs"/* | grep -v "WARNING: unhandled"; then
-    cat "$logs"/* | head -100
+    # The reader ends before the writers do.
+    grep -hv "^--" "$logs"/* | head -100 || true
     echo "helgrind has found something" >&2
     exit 1
   fi
+  exit "$status"
   ;;
 *)
   echo "usage: scripts/checkers.sh miri|tsan|helgrind" >&2

@@ -89,8 +89,8 @@ impl Process {
     }
 }
 
-/// A rank that says nothing for so long hangs.
-const HANGS: Duration = Duration::from_secs(60);
+/// A rank that says nothing for so long hangs: longer than any deadline of its own, after which it says why.
+const HANGS: Duration = Duration::from_secs(180);
 
 fn expect(lines: &Receiver<String>, word: &str, limit: Duration) -> String {
     let deadline = Instant::now() + limit;
